@@ -1,0 +1,166 @@
+"""Every task of the repository. Sessions take packages: `nox -s test -- liger-norms -k half`."""
+
+import itertools
+import os
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "test", "wheels"]
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PACKAGES = {
+    path.parent.name: nox.project.load_toml(path)
+    for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
+}
+# Triton has no wheels elsewhere: kernels are then neither interpreted nor compiled
+TRITON = sys.platform == "linux"
+# many small tests: processes help, threads of torch beside them do not
+PYTEST = ["pytest", "-m", "not gpu", "-n", "2"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a small Llama, plain and patched, and compare; options go to the script."""
+    env = _install(session, "packages/liger-hf/pyproject.toml:demo")
+    session.run("python", "packages/liger-hf/examples/train_llama.py", *session.posargs, env=env)
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """All that a CPU can check: kernels interpreted and compiled, the PyTorch path, the tree."""
+    suites, options = _suites(session)
+    _install(session, *_groups("test"), "pyproject.toml:test")
+    command = [*PYTEST, *options, *suites]
+    session.run(*command, *([] if session.posargs else ["tests"]), env=ONE_THREAD)
+    if not TRITON:
+        return
+    launches = Path(session.create_tmp(), "launches.json")
+    launches.unlink(missing_ok=True)
+    session.install("liger-core[triton]")
+    env = ONE_THREAD | {"TRITON_INTERPRET": "1", "LIGER_LAUNCHES": str(launches)}
+    session.run(*command, env=env)
+    session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """The GPU-marked tests. `nox --no-venv -s gpu` uses the torch that is already there."""
+    suites, options = _suites(session)
+    env = _install(session, *_groups("test"))
+    session.run("python", "-m", "pytest", "-m", "gpu", *options, *suites, env=env)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure every op beside PyTorch and the installed peers; `-- tables` renews the README."""
+    env = _install(session, *_groups("test"))
+    command = session.posargs or ["run"]
+    session.run("python", "-m", "liger_core.bench", *command, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style; `nox -s lint -- --fix` repairs what it can."""
+    session.install("--group", "pyproject.toml:lint")
+    fix = session.posargs == ["--fix"]
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--check", "--diff"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of all that is shipped."""
+    _install(session, *_groups("test"), "pyproject.toml:types")
+    session.run("mypy", *(f"packages/{package}/src" for package in PACKAGES))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build every distribution; install each wheel alone, import it and run its tests."""
+    dist = Path(session.create_tmp(), "dist")
+    shutil.rmtree(dist, ignore_errors=True)
+    # One environment for all, since torch takes a minute to install: third-party needs stay, ours
+    # come and go. It has no Triton: here tests run through PyTorch, `test` interprets the kernels.
+    session.install("build", "hatchling>=1.27", *_third_party())
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "-n", "-o", str(dist), f"packages/{package}")
+        _check_contents(session, dist, package)
+    local = ["--no-index", "--find-links", str(dist)]
+    for package in PACKAGES:
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *PACKAGES)
+        session.install(*local, package)
+        session.run("python", "-I", "tests/alone.py", package, *_siblings(package))
+        session.install(*local, "--group", f"packages/{package}/pyproject.toml:test")
+        # isolated from the tree; few random cases, since `test` had many
+        tests = f"packages/{package}/tests"
+        session.run("python", "-I", "-m", *PYTEST, "--fuzz", "5", tests, env=ONE_THREAD)
+
+
+def _suites(session: nox.Session) -> tuple[list[str], list[str]]:
+    """Split what follows `--` into packages (none: all), as folders of tests, and options."""
+    packages = [name for name in session.posargs if name in PACKAGES] or PACKAGES
+    options = [name for name in session.posargs if name not in PACKAGES]
+    return [f"packages/{package}/tests" for package in packages], options
+
+
+def _groups(group: str) -> list[str]:
+    return [f"packages/{package}/pyproject.toml:{group}" for package in PACKAGES]
+
+
+def _install(session: nox.Session, *groups: str) -> dict[str, str]:
+    """Install all packages editable, with dependency groups; returns the environment to run in."""
+    if not session.virtualenv.is_sandboxed:
+        return {"PYTHONPATH": os.pathsep.join(f"{ROOT}/packages/{name}/src" for name in PACKAGES)}
+    session.install("hatchling>=1.27", "editables")
+    editable = (argument for package in PACKAGES for argument in ("-e", f"packages/{package}"))
+    session.install("--no-build-isolation", *editable)
+    session.install(*(argument for group in groups for argument in ("--group", group)))
+    return {}
+
+
+def _import_name(package: str) -> str:
+    return package.replace("-", "_")
+
+
+def _siblings(package: str) -> set[str]:
+    """Those of ours that the package declares, directly or through another."""
+    names = {re.split(r"[<>=]", needed)[0] for needed in _dependencies(package)} & PACKAGES.keys()
+    return names.union(*map(_siblings, names))
+
+
+def _dependencies(package: str) -> list[str]:
+    return PACKAGES[package]["project"]["dependencies"]
+
+
+def _third_party() -> set[str]:
+    """What the packages and their tests need that is not ours."""
+    tests = (nox.project.dependency_groups(project, "test") for project in PACKAGES.values())
+    needed = itertools.chain(*tests, *map(_dependencies, PACKAGES))
+    return {requirement for requirement in needed if not requirement.startswith("liger-")}
+
+
+def _check_contents(session: nox.Session, dist: Path, package: str) -> None:
+    """A wheel holds its import package with the licence and nothing else, an sdist all of it."""
+    name = _import_name(package)
+    (wheel,) = dist.glob(f"{name}-*.whl")
+    (sdist,) = dist.glob(f"{name}-*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        built = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        source = {member.partition("/")[2] for member in archive.getnames()}
+    (info,) = {file.split("/")[0] for file in built if ".dist-info/" in file}
+    strays = {file for file in built if file.split("/")[0] not in (name, info)}
+    missing = {f"{name}/py.typed", f"{info}/licenses/LICENSE"} - built
+    missing |= {"LICENSE", "README.md", "pyproject.toml", "tests"} - {
+        s.split("/")[0] for s in source
+    }
+    if strays or missing:
+        session.error(f"{package}: the distributions lack {missing} and should not hold {strays}")

@@ -1,0 +1,99 @@
+"""Device functions and small kernels that several ops need."""
+
+import torch
+from torch import Tensor
+
+from .device import num_sms, use_kernels
+from .lang import tl, triton
+from .launch import launch
+
+__all__ = ["as_rows", "ceil_div", "power_of_2", "scale_", "sum_partials", "tanh"]
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up. Triton's own costs microseconds on the host."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n, 1 for n < 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x [..., N] as [M, N] with unit inner stride: a view where the strides allow it."""
+    x = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@triton.jit
+def tanh(x):
+    """tanh(x) = 1 - 2 / (1 + e^(2x)) with one exp2; its series near 0, where that cancels. fp32 to
+    about 3e-7, relative.
+    """
+    t = 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.885390081777927))
+    if x.dtype == tl.float32:
+        s = x * x
+        series = x * (
+            1.0 + s * (-0.33333334 + s * (0.13333334 + s * (-0.05396825 + s * 0.021869488)))
+        )
+        t = tl.where(s < 0.09, series, t)
+    return t
+
+
+@triton.jit
+def _sum_partials_kernel(PARTIALS, OUT, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = cols < N
+    total = tl.zeros((BLOCK_P, BLOCK_N), dtype=PARTIALS.dtype.element_ty)
+    for start in range(0, P, BLOCK_P):
+        rows = start + tl.arange(0, BLOCK_P)
+        at = rows[:, None].to(tl.int64) * N + cols[None, :]
+        total += tl.load(PARTIALS + at, mask=(rows < P)[:, None] & mask[None, :], other=0.0)
+
+    tl.store(OUT + cols, tl.sum(total, axis=0).to(OUT.dtype.element_ty), mask=mask)
+
+
+def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over the first dimension in a fixed order, in the partials' dtype, rounded once: [P, N]
+    -> [N] of `dtype`.
+    """
+    P, N = partials.shape
+    out = torch.empty(N, dtype=dtype, device=partials.device)
+    block_n = 32 if N >= 2048 else 16
+    launch(
+        _sum_partials_kernel,
+        (ceil_div(N, block_n),),
+        partials,
+        out,
+        P,
+        N,
+        num_warps=4,
+        BLOCK_P=64,
+        BLOCK_N=block_n,
+    )
+    return out
+
+
+@triton.jit
+def _scale_kernel(X, FACTOR, n, BLOCK: tl.constexpr):
+    acc = tl.float64 if X.dtype.element_ty == tl.float64 else tl.float32
+    factor = tl.load(FACTOR).to(acc)
+    if factor == 1.0:
+        return
+    for start in range(tl.program_id(0) * BLOCK, n, tl.num_programs(0) * BLOCK):
+        at = (start + tl.arange(0, BLOCK)).to(tl.int64)
+        x = tl.load(X + at, mask=at < n)
+        tl.store(X + at, (x.to(acc) * factor).to(X.dtype.element_ty), mask=at < n)
+
+
+def scale_(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply a contiguous x in place by a 0-d tensor, without asking the device for it: a factor
+    of 1 costs nothing.
+    """
+    if not use_kernels(x):
+        return x.mul_(factor.to(x.dtype)) if factor != 1 else x
+    if x.numel():
+        programs = min(8 * num_sms(x), ceil_div(x.numel(), 4096))
+        launch(_scale_kernel, (programs,), x, factor, x.numel(), num_warps=8, BLOCK=4096)
+    return x

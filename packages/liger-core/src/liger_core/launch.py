@@ -1,0 +1,99 @@
+"""One way to launch a kernel: low host cost in eager mode, plain Triton under torch.compile and in
+the interpreter.
+
+Triton binds and hashes every argument of a call in Python. Here a launch is keyed by what the
+compiled code depends on (dtypes, 16-byte alignment, divisibility of integers, constants), and a
+known key goes straight to the compiled kernel.
+"""
+
+from typing import Any
+
+import torch
+
+from .lang import INTERPRET, triton
+
+__all__ = ["launch"]
+
+# key -> (Triton's compiled kernel, the constants that complete its arguments)
+_compiled: dict[tuple[object, ...], tuple[Any, tuple[object, ...]]] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    **constants: Any,
+) -> None:
+    """Run `kernel` over `grid` on the device of its first argument, on the current stream.
+
+    Args:
+        kernel: a `triton.jit` function whose constexpr parameters come after all others.
+        grid: up to three program counts.
+        args: run-time arguments in signature order, the first a tensor: tensors, None, ints,
+            floats.
+        constants: every constexpr parameter, by name.
+
+    Raises:
+        ValueError: a tensor without storage of its own, such as a sharded DTensor.
+    """
+    first = args[0]
+    if INTERPRET or torch.compiler.is_compiling():
+        kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
+    elif not first.is_cuda:
+        with torch.accelerator.device_index(first.get_device()):
+            kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
+    # a CUDA tensor exists, so CUDA is initialised: the public query would check that once more
+    elif (device := first.get_device()) == torch._C._cuda_getDevice():
+        _launch_cuda(kernel, grid, args, device, num_warps, num_stages, constants)
+    else:
+        with torch.cuda.device(device):
+            _launch_cuda(kernel, grid, args, device, num_warps, num_stages, constants)
+
+
+def _launch_cuda(
+    kernel: Any, grid: Any, args: Any, device: int, num_warps: int, num_stages: int, constants: Any
+) -> None:
+    key = (id(kernel), device, num_warps, num_stages, *constants.values(), *_specialisation(args))
+    entry = _compiled.get(key)
+    if entry is None:
+        compiled = kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
+        _compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(args) :])
+        return
+    compiled, tail = entry
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    hooks = triton.knobs.runtime
+    if getattr(hooks.launch_enter_hook, "calls", None) or getattr(
+        hooks.launch_exit_hook, "calls", None
+    ):
+        compiled[(*grid, 1, 1)[:3]](*args, *tail, stream=stream)
+    else:
+        compiled.run(
+            *(*grid, 1, 1)[:3], stream, compiled.function, compiled.packed_metadata,
+            None, None, None, *args, *tail,
+        )  # fmt: skip
+
+
+def _specialisation(args: tuple[Any, ...]) -> list[object]:
+    """What Triton compiles into the code of run-time arguments: dtype and alignment, divisibility
+    and width, presence.
+    """
+    key: list[object] = []
+    for arg in args:
+        kind = type(arg)
+        if kind is int:
+            key.append((arg == 1, arg & 15 == 0, -0x80000000 <= arg < 0x80000000))
+        elif arg is None or kind is float:
+            key.append(kind)
+        else:
+            pointer = arg.data_ptr()
+            if not pointer and arg.numel():
+                shape = tuple(arg.shape)
+                raise ValueError(
+                    f"a {kind.__name__} of shape {shape} has no storage of its own; "
+                    "pass a local tensor"
+                )
+            key.append(arg.dtype)
+            key.append(pointer & 15 == 0)
+    return key

@@ -1,0 +1,127 @@
+"""The report of `liger env`, here and on machines that are not here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import liger_core.env
+import pytest
+import torch
+from liger_core.device import DeviceInfo
+from liger_core.env import environment, kernel_packages, render
+from liger_core.lang import INTERPRET
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+from liger_core.env import environment, render
+print(render(environment()))
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty package liger_mine, importable."""
+    path = tmp_path / "liger_mine"
+    path.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "liger_mine", raising=False)
+    return path / "__init__.py"
+
+
+def entries(report: dict[str, Any], op: str) -> list[dict[str, str]]:
+    return [entry for entry in report["ops"] if entry["op"].startswith(op)]
+
+
+def test_report_is_json() -> None:
+    report = environment()
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_versions() -> None:
+    versions = environment()["versions"]
+    assert versions["torch"] == torch.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert versions["liger-core"] == liger_core.__version__
+    assert {"triton", "transformers", "platform"} <= versions.keys()
+
+
+def test_every_public_function_has_a_path(package: Path) -> None:
+    package.write_text("__version__ = '7'\n__all__ = ['Thing', 'thing']\ndef thing(): pass\n")
+    report = environment()
+    assert "liger_mine" in kernel_packages()
+    assert report["versions"]["liger-mine"] == "7"
+    (entry,) = entries(report, "liger_mine")
+    on_cpu = report["default_device"] == "cpu"
+    assert entry["op"] == "liger_mine.thing"
+    assert entry["path"] == ("PyTorch" if on_cpu and not INTERPRET else "kernel")
+    if on_cpu:
+        assert "TRITON_INTERPRET=1" in entry["reason"]
+
+
+def test_packages_without_kernels_have_no_ops() -> None:
+    assert not {"liger_core", "liger_hf", "liger_compat", "liger_kernel"} & set(kernel_packages())
+
+
+def test_broken_package_and_broken_op_are_reported(package: Path) -> None:
+    package.write_text("raise RuntimeError('two\\nlines')\n")
+    report = environment()
+    assert report["versions"]["liger-mine"] == "cannot be imported: RuntimeError: two lines"
+    (entry,) = entries(report, "liger_mine")
+    assert (entry["path"], entry["reason"]) == ("none", "RuntimeError: two lines")
+
+    sys.modules.pop("liger_mine", None)
+    package.write_text("__all__ = ['thing']\n")
+    (entry,) = entries(environment(), "liger_mine")
+    assert entry["path"] == "none"
+    assert "no attribute 'thing'" in entry["reason"]
+
+
+def test_gpu_is_described(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = DeviceInfo("nvidia", "NVIDIA H200", "sm_90", 132, 141 * 2**30, True)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    monkeypatch.setattr(liger_core.env, "device_info", lambda device: gpu)
+    monkeypatch.setattr(liger_core.env, "_driver", lambda vendor, device: "580.1")
+    monkeypatch.setattr(liger_core.env, "use_kernels", lambda x: True)
+    monkeypatch.setattr(torch, "empty", lambda size, device: None)
+    package.write_text("__all__ = ['thing']\nthing = 1\n")
+    report = environment()
+    assert report["default_device"] == "cuda:1"
+    text = render(report)
+    assert "cuda:0" in text
+    assert "NVIDIA H200, vendor nvidia, arch sm_90, SMs 132, memory 141.0 GiB, driver 580.1" in text
+    assert "kernel: Triton on nvidia sm_90" in text
+
+
+def test_gpu_without_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = DeviceInfo("nvidia", "Tesla P100", "sm_60", 56, 2**34, False)
+    assert liger_core.env._reason(False, old).startswith(
+        ("no Triton for nvidia sm_60", "triton is not")
+    )
+    monkeypatch.setattr(liger_core.env, "HAS_TRITON", False)
+    assert liger_core.env._reason(False, old) == "triton is not installed"
+
+
+def test_driver_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert liger_core.env._driver("nvidia", torch.device("cuda", 0)) is None
+    assert liger_core.env._driver("none", torch.device("cpu")) is None
+
+
+def test_report_without_triton() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()).count("triton not installed") == 1
+    ops = done.stdout.partition("ops on")[2].splitlines()[1:]
+    assert all("triton is not installed" in line for line in ops) or ops == ["  none installed"]

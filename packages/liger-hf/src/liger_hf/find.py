@@ -1,0 +1,56 @@
+"""Walk a model: a row of the report for every layer of interest, with the patches to install."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from .forms import Part, Verdict, load
+from .head import find_head
+from .mlp import MLP
+from .norms import NORMS
+from .patch import Patch, patches
+from .probe import probing, reseed
+from .reporting import Row
+from .rotary import ROPE
+
+__all__ = ["find"]
+
+PARTS = (NORMS, MLP, ROPE)
+
+
+def find(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[Patch]]]:
+    """`flags` are the keywords of `apply`. A layer that is refused or patched has no patches."""
+    parts = [part for part in PARTS if flags[part.flag]]
+    seen: dict[object, Verdict] = {}
+    with probing():
+        for path, module in model.named_modules():
+            for part in parts:
+                if part.candidate(module):
+                    row, found = _inspect(path, module, part, seen)
+                    if row.op or any(word in row.kind.lower() for word in part.words):
+                        yield row, found
+        if flags["loss"]:
+            yield find_head(model)
+
+
+def _inspect(
+    path: str, module: nn.Module, part: Part, seen: dict[object, Verdict]
+) -> tuple[Row, list[Patch]]:
+    row = Row(path, type(module).__name__)
+    for patch in patches(module):
+        return replace(patch.row, path=path), []
+    if "forward" in vars(module):
+        return replace(row, reason="its forward was replaced already, by another library"), []
+    op = load(part.package, part.op)
+    if op is None:
+        return replace(row, reason=f"pip install {part.package.replace('_', '-')}"), []
+    key = (part.flag, part.key(module))
+    if key not in seen:
+        reseed()
+        seen[key] = part.probe(module, op)
+    verdict = seen[key]
+    if verdict.options is None:
+        return replace(row, form=verdict.form, reason=verdict.reason), []
+    row = replace(row, form=verdict.form, op=f"{part.package}.{part.op}")
+    return row, [part.patch(module, row, op=op, **verdict.options)]

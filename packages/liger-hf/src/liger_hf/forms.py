@@ -1,0 +1,65 @@
+"""What the recognisers of norms, MLPs and rotary embeddings have in common.
+
+A recogniser is a `Part`. It holds its canonical forms as rows of data that say how an op is called,
+runs the op and a layer's own code on a small input, and takes the first row that agrees. Nothing
+decides by the name of a model, a class or an attribute.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .patch import Patch
+from .probe import measured
+
+__all__ = ["TOLERANCE", "Part", "Verdict", "closest", "load"]
+
+# Relative error in the 2-norm. Another order of the same sums stays well below; another epsilon or
+# activation, and in bf16 another order of rounding, lies a decade above.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-4}
+
+
+class Verdict(NamedTuple):
+    """What a probe found: a form with the options of its patch, or the reason why none fits."""
+
+    form: str
+    options: dict[str, Any] | None
+    reason: str = ""
+
+
+class Part(NamedTuple):
+    """One keyword of `apply`.
+
+    `candidate` says which modules to probe, `key` which of them share a verdict, `words` in whose
+    class name a refusal is worth a row of the report.
+    """
+
+    flag: str
+    package: str
+    op: str
+    words: tuple[str, ...]
+    candidate: Callable[[nn.Module], bool]
+    key: Callable[[nn.Module], object]
+    probe: Callable[[nn.Module, Callable[..., Any]], Verdict]
+    patch: Callable[..., Patch]
+
+
+def load(package: str, op: str) -> Callable[..., Any] | None:
+    """The op, or None where its package is not installed."""
+    try:
+        return getattr(importlib.import_module(package), op)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        return None
+
+
+def closest(tried: list[tuple[float, float, str]]) -> Verdict:
+    """The refusal after all these (difference in tolerances, difference, form)."""
+    if not tried:
+        return Verdict("", None, "no canonical form fits")
+    _, gap, form = min(tried)
+    return Verdict("", None, f"no canonical form fits; closest is {form}, {measured(gap)}")

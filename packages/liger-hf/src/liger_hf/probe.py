@@ -1,0 +1,114 @@
+"""Running a module's own forward on a small input, beside a candidate replacement."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "difference",
+    "fingerprint",
+    "inputs",
+    "is_linear",
+    "measured",
+    "normal",
+    "probing",
+    "reseed",
+    "stand_in",
+]
+
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Leaves no trace: no gradients, the CPU, full precision, the random state put back."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        torch.autocast("cpu", enabled=False),
+        torch.no_grad(),
+    ):
+        yield
+
+
+def reseed() -> None:
+    """Every probe sees the same numbers. The generators of other devices are not touched."""
+    torch.default_generator.manual_seed(0)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float32, device="cpu").to(dtype)
+
+
+def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True) -> nn.Module:
+    """A second instance with the attributes of `module`, some parameters or children replaced.
+
+    The values of the real parameters are never read: they may be large, sharded, quantised or on
+    the meta device.
+    """
+    # past the constructor, and past the __new__ that FSDP2 gives to a sharded module's class
+    other = object.__new__(type(module))
+    other.__dict__ = dict(vars(module))
+    for store in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[store] = dict(vars(module)[store])
+    for name, value in replaced.items():
+        other.__dict__["_modules" if isinstance(value, nn.Module) else "_parameters"][name] = value
+    other.training = training
+    return other
+
+
+def difference(original: object, replacement: object) -> float:
+    """|a - b| / |a| in the 2-norm; infinite where shape or dtype differ, or for NaN."""
+    if (
+        isinstance(original, tuple)
+        and isinstance(replacement, tuple)
+        and len(original) == len(replacement)
+    ):
+        return max(map(difference, original, replacement), default=0.0)
+    if not isinstance(original, Tensor) or not isinstance(replacement, Tensor):
+        return float("inf")
+    if original.shape != replacement.shape or original.dtype != replacement.dtype:
+        return float("inf")
+    a, b = original.double(), replacement.double()
+    gap = ((a - b).norm() / a.norm().clamp_min(1e-30)).item()
+    return gap if gap == gap else float("inf")
+
+
+def measured(gap: float) -> str:
+    return (
+        f"relative difference {gap:.1e}"
+        if gap < float("inf")
+        else "which fails on the probe or gives another shape or dtype"
+    )
+
+
+def inputs(forward: Callable[..., Any]) -> int | None:
+    """How many inputs a method takes beside self; None where it takes a variable number."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return None
+    return len(parameters)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A projection: nn.Linear, and whatever an adapter or a quantiser puts in its place."""
+    return all(
+        isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features")
+    )
+
+
+def fingerprint(module: nn.Module) -> tuple[object, ...]:
+    """Equal for modules that compute the same up to the values of their parameters."""
+    settings = {
+        k: v
+        for k, v in vars(module).items()
+        if isinstance(v, (bool, int, float, str, type(None), tuple))
+    }
+    return (
+        type(module),
+        repr(sorted(settings.items())),
+        tuple((name, p.shape, p.dtype) for name, p in module.named_parameters(recurse=False)),
+        tuple((name, fingerprint(child)) for name, child in module.named_children()),
+    )

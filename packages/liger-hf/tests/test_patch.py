@@ -1,0 +1,218 @@
+"""apply, revert, applied, report: what changes, what does not, and what goes wrong."""
+
+import collections
+import copy
+import importlib
+import io
+import pickle
+import sys
+import threading
+
+import liger_hf
+import pytest
+import torch
+from families import (
+    assert_same_objects,
+    assert_same_step,
+    build,
+    gradients,
+    snapshot,
+    tokens,
+)
+from torch import nn
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+
+def step(model):
+    batch = tokens()
+    return gradients(model, lambda m: m(input_ids=batch, labels=batch).loss)
+
+
+def test_second_apply_changes_nothing():
+    model = build("llama")
+    first = liger_hf.apply(model)
+    after = snapshot(model)
+    second = liger_hf.apply(model)
+    assert_same_objects(model, after)
+    assert str(first) == str(second)
+
+
+def test_flags_choose_the_parts():
+    model = build("llama")
+    report = liger_hf.apply(model, norms=False, rope=False, loss=False)
+    assert {row.op for row in report.rows} == {"liger_activations.glu"}
+    report = liger_hf.apply(model, mlp=False)
+    assert {row.op for row in report.rows} == {
+        "liger_norms.rms_norm",
+        "liger_rope.rope",
+        "liger_losses.linear_cross_entropy",
+    }
+
+
+def test_every_op_runs(monkeypatch):
+    calls = collections.Counter()
+
+    def count(package, op):
+        original = getattr(importlib.import_module(package), op)
+
+        def counting(*args, **kwargs):
+            calls[op] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(f"{package}.{op}", counting)
+
+    count("liger_norms", "rms_norm")
+    count("liger_activations", "glu")
+    count("liger_rope", "rope")
+    count("liger_losses", "linear_cross_entropy")
+    model = build("qwen3")
+    liger_hf.apply(model)
+    calls.clear()
+    step(model)
+    assert calls == {"rms_norm": 9, "glu": 2, "rope": 2, "linear_cross_entropy": 1}
+    liger_hf.revert(model)
+    step(model)
+    assert calls.total() == 14
+
+
+def test_report_changes_nothing():
+    model = build("llama")
+    before, state = snapshot(model), torch.get_rng_state()
+    text = str(liger_hf.report(model))
+    assert_same_objects(model, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "model.layers.[0-1].mlp" in text
+    assert "10 patched, 0 not patched" in text
+
+
+def test_context_manager_reverts_what_it_applied():
+    model = build("llama")
+    liger_hf.apply(model, mlp=False, rope=False, loss=False)
+    before = snapshot(model)
+
+    def work():
+        with liger_hf.applied(model):
+            assert "forward" in vars(model.model.layers[0].mlp)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert_same_objects(model, before)
+
+
+def test_another_model_and_all_classes_stay_untouched():
+    patched, other = build("gemma2"), build("gemma2")
+    classes = {c for module in patched.modules() for c in type(module).__mro__}
+    modules = {sys.modules[c.__module__] for c in classes}
+
+    def world():
+        owners = [*classes, *modules, torch.nn.functional]
+        return {id(owner): dict(vars(owner)) for owner in owners} | {"losses": dict(LOSS_MAPPING)}
+
+    before, others = world(), snapshot(other)
+    liger_hf.apply(patched)
+    step(patched)
+    for key, attributes in world().items():
+        assert attributes.keys() == before[key].keys()
+        assert all(value is before[key][name] for name, value in attributes.items()), key
+    assert_same_objects(other, others)
+
+
+def test_error_while_installing_leaves_the_model_as_it_was(monkeypatch):
+    from liger_hf.head import LossPatch
+
+    def fail(self):
+        raise MemoryError
+
+    model = build("llama")
+    before = snapshot(model)
+    monkeypatch.setattr(LossPatch, "install", fail)
+    with pytest.raises(MemoryError):
+        liger_hf.apply(model)
+    assert_same_objects(model, before)
+
+
+def test_nothing_to_replace_is_an_error_with_the_reasons():
+    with pytest.raises(ValueError, match="nothing to replace in Sequential"):
+        liger_hf.apply(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+    with pytest.raises(ValueError, match="nothing to replace"):
+        liger_hf.apply(build("llama"), norms=False, mlp=False, rope=False, loss=False)
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
+        liger_hf.apply("llama")
+
+
+def test_forward_wrapped_later_survives_revert():
+    model = build("llama")
+    expected = step(model)
+    liger_hf.apply(model)
+    norm, inner = model.model.norm, model.model.norm.forward
+    wrapper = norm.forward = lambda x: inner(x)
+    liger_hf.revert(model)
+    assert vars(norm)["forward"] is wrapper
+    assert not inner.active
+    assert_same_step(step(model), expected, rtol=0.0)
+
+
+def test_copies_are_patched_by_themselves():
+    model = build("llama")
+    expected = step(model)
+    liger_hf.apply(model)
+    twin = copy.deepcopy(model)
+    assert twin.model.norm.forward.module is twin.model.norm
+    assert_same_step(step(twin), expected)
+    liger_hf.revert(twin)
+    assert "forward" not in vars(twin.model.norm)
+    assert "forward" in vars(model.model.norm)
+    assert_same_step(step(twin), expected, rtol=0.0)
+
+
+def test_pickle_keeps_the_patches():
+    model = build("qwen3")
+    expected = step(model)
+    liger_hf.apply(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert_same_step(step(twin), expected)
+        liger_hf.revert(twin)
+        assert not any("forward" in vars(module) for module in twin.modules())
+
+
+def test_threads_apply_and_revert():
+    model = build("llama")
+    before = snapshot(model)
+    errors = []
+
+    def work():
+        try:
+            for _ in range(3):
+                liger_hf.apply(model)
+                liger_hf.revert(model)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert_same_objects(model, before)
+
+
+def test_later_changes_of_module_globals_are_seen(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = build("llama", attn_implementation="eager")
+    liger_hf.apply(model)
+    calls = []
+
+    def attention(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    original = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", attention)
+    model(input_ids=tokens())
+    assert len(calls) == 2

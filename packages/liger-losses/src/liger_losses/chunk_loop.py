@@ -1,0 +1,179 @@
+"""The loop over chunks of rows behind a linear head: logits in one buffer, gradients from what the
+row kernel leaves there.
+
+logits = x_c W^T + b;    the row kernel turns them into dz in place;    dx_c = dz W,    dW += dz^T
+x_c,    db += sum(dz)
+
+x [M, H]; W [V, H]; b [V] or none; target [M]; logits, dz [C, V]; M tokens, H hidden size, V
+vocabulary, C rows of a chunk
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from liger_core.device import use_kernels
+from torch import Tensor
+
+from .row_loss import Rows, Settings, row_loss_bwd, row_loss_fwd
+
+__all__ = ["Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
+
+
+class Grads(NamedTuple):
+    """Gradients of x, W and b, each None where it is not asked for."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def grad_dtype(i: int, t: Tensor) -> torch.dtype:
+    """In which dtype the gradient of x, W or b (i = 0, 1, 2) is summed: half-precision sums over
+    all tokens need fp32.
+
+    bfloat16 has the range, and 16 roundings of a running dW add little to the one that a single
+    product makes.
+    """
+    if i == 0 or (i == 1 and t.dtype != torch.float16):
+        return t.dtype
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+def _chunk_rows(M: int, V: int, itemsize: int, kernels: bool, chunk_bytes: int | None) -> int:
+    """Rows of a chunk: 2048 keep a GPU's products at their full rate, 32 MiB of logits a CPU's;
+    equal chunks, 16 at most.
+    """
+    if chunk_bytes is not None:
+        rows = max(chunk_bytes // (V * itemsize), 1)
+        rows = rows // 128 * 128 or rows
+    elif kernels:
+        rows = max(2048, 2**28 // (V * itemsize), -(-M // 16))
+    else:
+        rows = max(128, 2**25 // (V * itemsize))
+    chunks = -(-M // rows)
+    even = -(-M // max(chunks, 1))
+    return min(-(-even // 128) * 128, rows) if rows >= 128 else rows
+
+
+class _Chunks:
+    """The loop over chunks of rows: logits in one buffer, gradients gathered from what the row
+    kernel leaves there.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        target: Tensor,
+        ignore_index: int,
+        chunk_bytes: int | None,
+        static: bool,
+    ):
+        self.x, self.W, self.b, self.target = x, W, b, target
+        # one early look at the device; without it every token is computed
+        self.index = None if static else (target != ignore_index).nonzero().squeeze(1)
+        # the last token of each sequence alone is not worth a gather
+        if self.index is not None and 64 * self.index.numel() > 63 * target.numel():
+            self.index = None
+        self.M = target.numel() if self.index is None else self.index.numel()
+        self.rows = max(
+            _chunk_rows(self.M, W.shape[0], x.element_size(), use_kernels(x), chunk_bytes), 1
+        )
+
+    def grads(self, need: Sequence[bool]) -> Grads:
+        """Buffers for the gradients that are needed."""
+        x, W, b = self.x, self.W, self.b
+        whole = self.index is None and self.M
+        fill = (
+            torch.empty if whole else torch.zeros,
+            torch.empty if self.M else torch.zeros,
+            torch.zeros,
+        )
+        return Grads(
+            *(
+                make(t.shape, dtype=grad_dtype(i, t), device=t.device)
+                if n and t is not None
+                else None
+                for i, (make, t, n) in enumerate(zip(fill, (x, W, b), need, strict=True))
+            )
+        )
+
+    def __iter__(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
+        """Yields (which rows, their x, their target, their logits in the buffer)."""
+        buffer = torch.empty(
+            (min(self.rows, self.M), self.W.shape[0]), dtype=self.x.dtype, device=self.x.device
+        )
+        for start in range(0, self.M, self.rows):
+            at = slice(start, min(start + self.rows, self.M))
+            where = at if self.index is None else self.index[at]
+            x, logits = self.x[where], buffer[: at.stop - at.start]
+            if self.b is None:
+                torch.mm(x, self.W.t(), out=logits)
+            else:
+                torch.addmm(self.b, x, self.W.t(), out=logits)
+            yield where, x, self.target[where], logits
+
+    def add(self, grads: Grads, where: slice | Tensor, x: Tensor, dz: Tensor, first: bool) -> None:
+        """Adds the gradients that follow from dz, the gradient of a chunk's logits."""
+        if grads.x is not None:
+            if isinstance(where, slice):
+                torch.mm(dz, self.W, out=grads.x[where])
+            else:
+                grads.x.index_copy_(0, where, torch.mm(dz, self.W))
+        if grads.weight is not None:
+            if grads.weight.dtype != x.dtype:
+                _mm_fp32(dz, x, grads.weight, first)
+            elif first:
+                torch.mm(dz.t(), x, out=grads.weight)
+            else:
+                torch.addmm(grads.weight, dz.t(), x, out=grads.weight)
+        if grads.bias is not None:
+            grads.bias.add_(dz.sum(0, dtype=grads.bias.dtype))
+
+
+def _mm_fp32(dz: Tensor, x: Tensor, out: Tensor, first: bool) -> None:
+    """out = dz^T x (+ out), half-precision operands summed in fp32."""
+    if not dz.is_cuda:
+        out.copy_(dz.t().float() @ x.float()) if first else out.addmm_(dz.t().float(), x.float())
+    elif first:
+        torch.mm(dz.t(), x, out_dtype=torch.float32, out=out)
+    else:
+        torch.addmm(out, dz.t(), x, out_dtype=torch.float32, out=out)
+
+
+def linear_cross_entropy_fwd(
+    x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None,
+    g: Tensor | None, need: Sequence[bool], settings: Settings, chunk_bytes: int | None,
+    static: bool,
+) -> tuple[Rows, Grads]:  # fmt: skip
+    """Loss and statistics of each row; with `g` (0-d) also the gradients of sum(loss) * g that
+    `need` asks for.
+    """
+    chunks = _Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
+    acc = torch.promote_types(x.dtype, torch.float32)
+    rows = Rows(*(torch.zeros(target.numel(), dtype=acc, device=x.device) for _ in range(3)))
+    with_grads = g is not None and any(need)
+    grads = chunks.grads(need) if with_grads else Grads(None, None, None)
+    for i, (where, x_c, target_c, logits) in enumerate(chunks):
+        part = row_loss_fwd(logits, target_c, weight, settings, logits if with_grads else None, g)
+        for whole, values in zip(rows, part, strict=True):
+            whole[where] = values
+        if with_grads:
+            chunks.add(grads, where, x_c, logits, first=i == 0)
+    return rows, grads
+
+
+def linear_cross_entropy_bwd(
+    g: Tensor, x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None,
+    rows: Rows, need: Sequence[bool], settings: Settings, chunk_bytes: int | None, static: bool,
+) -> Grads:  # fmt: skip
+    """Gradients of sum(loss * g), g [M], from logits made again chunk by chunk."""
+    chunks = _Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
+    grads = chunks.grads(need)
+    for i, (where, x_c, target_c, logits) in enumerate(chunks):
+        part = Rows(*(t[where] for t in rows))
+        row_loss_bwd(logits, target_c, weight, settings, part, logits, g[where])
+        chunks.add(grads, where, x_c, logits, first=i == 0)
+    return grads

@@ -1,0 +1,204 @@
+"""Cross entropy of a linear head, without its logits.
+
+    loss = cross_entropy(x W^T + b, target)
+
+Rows are taken in chunks. A chunk's logits live in one buffer of C rows: a matrix product fills it,
+the row kernel of `row_loss` turns it into its own gradient in place, and two more products turn
+that into dx and into a summand of dW: three products in all, C x V logits in memory. Tokens to be
+ignored are left out before the first product. The upstream gradient of the scalar multiplies dx and
+dW in the backward, at no cost when it is 1. With `reduction="none"` the upstream
+gradient is only known then: the forward keeps two numbers a row, the backward makes the logits of
+each chunk again.
+
+    x [M, H]; W [V, H]; b [V] or none; target [M]; M tokens, H hidden size, V vocabulary, C rows of
+    a chunk
+    memory of forward and backward, beside the inputs: C V + M H + V H elements (without dx and dW
+    what is frozen is left out)
+
+Source: the formula of torch.nn.functional.linear_cross_entropy; forming gradients in the forward:
+Liger Kernel, arXiv:2410.10989.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import check_loss, mean_scale
+from .cross_entropy import cross_entropy_ref
+from .head_op import head_loss
+from .row_loss import Settings
+
+__all__ = ["LinearCrossEntropyLoss", "linear_cross_entropy", "linear_cross_entropy_ref"]
+
+
+def linear_cross_entropy_ref(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    **options,
+) -> Tensor:
+    normalizer = options.pop("normalizer", None)
+    # how the work is cut does not change its result
+    options = {
+        name: value for name, value in options.items() if name not in ("chunk_bytes", "options")
+    }
+    logits = torch.nn.functional.linear(input, linear_weight, linear_bias)
+    options["ignore_index"] = (
+        -100 if options.get("ignore_index") is None else options["ignore_index"]
+    )
+    if normalizer is not None:
+        return cross_entropy_ref(logits, target, **{**options, "reduction": "sum"}) / normalizer
+    return cross_entropy_ref(logits, target, **options)
+
+
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, *, linear_bias: Tensor | None = None,
+    weight: Tensor | None = None, reduction: str = "mean", ignore_index: int | None = None,
+    label_smoothing: float = 0.0, options: Any = None, z_loss: float = 0.0,
+    softcap: float | None = None, logit_scale: float = 1.0,
+    normalizer: float | Tensor | None = None, chunk_bytes: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Cross entropy of input @ linear_weight.T + linear_bias, as
+    `torch.nn.functional.linear_cross_entropy`, without logits.
+
+    Args:
+        input: hidden states x, [..., H]; float16, bfloat16, float32 or float64.
+        linear_weight: W, [V, H], in the dtype of x; under autocast both are cast as by a linear
+            layer.
+        target: class indices, [...], int64 or int32.
+        linear_bias: [V] or None.
+        weight: [V], a factor for each class, or None.
+        reduction: "mean" over the (class weights of the) targets that count, "sum", or "none".
+            "none" keeps nothing but two numbers a token and makes the logits again in the backward:
+            four products instead of three.
+        ignore_index: targets that do not count, -100 by default; their tokens are left out of every
+            product.
+        label_smoothing, z_loss, softcap, logit_scale: as in `cross_entropy`.
+        options: `torch.nn.LinearCrossEntropyOptions` or None; of its fields an integer
+            `batch_chunk_size` is used, the rows of a chunk.
+        normalizer: what "mean" divides by instead, e.g. the number of tokens in all accumulated
+            batches; no gradient.
+        chunk_bytes: bytes of a chunk's logits. By default 2048 rows on a GPU, more where V is small
+            or more than 16 chunks would be needed, and 32 MiB on a CPU. Less saves memory; below
+            2048 rows the products slow down, and dW, which is summed over chunks in the dtype of W
+            (fp32 for float16), is rounded more often.
+
+    Returns:
+        fp32 (fp64 for float64), a scalar or the shape of `target`. 0 where no token counts; NaN for
+        a target out of range.
+
+    Memory of forward and backward beside the inputs: C V + M H + V H elements for C rows a chunk;
+    what is frozen is left out. Reading which tokens count takes one early synchronisation with the
+    device; under CUDA-graph capture and torch.compile there is none, and every token is computed.
+
+    Raises:
+        ValueError: shapes, devices or numbers that do not fit.
+        TypeError: dtypes that do not fit; probabilities as targets.
+        RuntimeError: a second backward of "mean" or "sum", whose gradients are formed in the
+            forward.
+
+    Source: torch.nn.functional.linear_cross_entropy.
+    """
+    ignore_index = -100 if ignore_index is None else ignore_index
+    settings = Settings(
+        ignore_index, float(label_smoothing), float(z_loss), softcap, float(logit_scale)
+    )
+    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    _check(input, linear_weight, target, linear_bias, weight, reduction, settings, normalizer)
+    V, H = linear_weight.shape
+    if chunk_bytes is None and isinstance(getattr(options, "batch_chunk_size", None), int):
+        chunk_bytes = options.batch_chunk_size * V * input.element_size()
+    x, flat = input.reshape(-1, H), target.reshape(-1).contiguous()
+    weight = None if weight is None else weight.contiguous()
+    scale = torch.ones((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    if reduction == "mean":
+        scale = mean_scale(flat, weight, ignore_index, normalizer, scale.dtype)
+    grad = torch.is_grad_enabled()
+    need = [grad and t is not None and t.requires_grad for t in (x, linear_weight, linear_bias)]
+    static = torch.compiler.is_compiling() or (
+        x.is_cuda and torch.cuda.is_current_stream_capturing()
+    )
+    loss, *_ = head_loss(
+        x, linear_weight, linear_bias, flat, weight, scale, need, *settings, chunk_bytes, static,
+        reduction == "none",
+    )  # fmt: skip
+    return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _autocast(*tensors: Any) -> list[Any]:
+    """What a linear layer would compute with: under autocast, copies in its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    ]
+
+
+def _check(
+    input: Tensor, W: Tensor, target: Tensor, b: Tensor | None, weight: Tensor | None,
+    reduction: str, settings: Settings, normalizer: float | Tensor | None,
+) -> None:  # fmt: skip
+    name = "linear_cross_entropy"
+    shapes = [tuple(t.shape) for t in (input, W, target)]
+    if input.ndim < 1 or W.ndim != 2 or shapes[0] != (*shapes[2], shapes[1][1]):
+        raise ValueError(
+            f"{name}: input, linear_weight and target must be [..., H], [V, H] and [...], "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    if b is not None and b.shape != W.shape[:1]:
+        raise ValueError(f"{name}: linear_bias {tuple(b.shape)} must be [V] with V = {W.shape[0]}")
+    for what, tensor in (("linear_weight", W), ("linear_bias", b)):
+        if tensor is not None and (tensor.device != input.device or tensor.dtype != input.dtype):
+            kind = ValueError if tensor.device != input.device else TypeError
+            there = f"{what} {tensor.dtype} on {tensor.device}"
+            raise kind(f"{name}: input is {input.dtype} on {input.device}, {there}")
+    if not input.is_floating_point():
+        raise TypeError(f"{name}: input {input.dtype} must be floating point")
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(
+            f"{name}: normalizer is what reduction='mean' divides by; reduction is {reduction!r}"
+        )
+    check_loss(name, target, weight, reduction, settings, W.shape[0], input.device)
+
+
+class LinearCrossEntropyLoss(torch.nn.Module):
+    """`linear_cross_entropy` with a head of its own: `weight` [V, H] and, if asked for, `bias` [V].
+
+    The constructor and parameters follow `torch.nn.LinearCrossEntropyLoss`: `linear.weight`,
+    `linear.bias`.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, bias=False, device=None, dtype=None,
+        reduction="mean", weight=None, ignore_index=None, label_smoothing=0.0, options=None,
+        z_loss=0.0, softcap=None, logit_scale=1.0, chunk_bytes=None,
+    ):  # fmt: skip
+        super().__init__()
+        self.linear = torch.nn.Linear(
+            in_features, num_classes, bias=bias, device=device, dtype=dtype
+        )
+        self.register_buffer("weight", weight)
+        self.settings = {
+            "reduction": reduction, "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing, "options": options, "z_loss": z_loss,
+            "softcap": softcap, "logit_scale": logit_scale, "chunk_bytes": chunk_bytes,
+        }  # fmt: skip
+
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        return linear_cross_entropy(
+            input, self.linear.weight, target, linear_bias=self.linear.bias, weight=self.weight,
+            normalizer=normalizer, **self.settings,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
