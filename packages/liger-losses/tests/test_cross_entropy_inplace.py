@@ -133,7 +133,7 @@ def test_part_of_a_batch():
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
 def test_fp16_with_loss_scaling(inplace):
-    """Gradients of a mean over many tokens and classes lie below fp16's range until they are scaled."""
+    """Gradients of a mean over many tokens lie below fp16's range until they are scaled."""
     M, V = (24, 8192) if KERNELS and device().type == "cpu" else (256, 8192)
     logits, target = new(torch.float16).normal(M, V, std=0.5), new(seed=1).integers(V, M)
     exact = logits.double().requires_grad_()

@@ -2,8 +2,8 @@
 
 The rotation is a module-level function that attention forwards reach as a global, and no module
 global is written here. So the layer gets a copy of its class's forward (same code, defaults and
-closure) whose globals show another function under that one name and pass every other name on to the
-real module: a later change of any other global is seen.
+closure) with a copy of its module's globals in which that one name is another function. Globals
+that are assigned anew after the patch are not seen.
 """
 
 import functools
@@ -25,23 +25,6 @@ __all__ = ["ROPE", "rebind"]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-class Overlay(dict):
-    """Globals of a copied function: a few names of its own, all others live from `base`.
-
-    CPython looks names up in a dict subclass through `__missing__`; torch.compile asks `in` first.
-    """
-
-    def __init__(self, base: dict[str, Any], **names: Any):
-        super().__init__(names, __builtins__=base["__builtins__"])
-        self.base = base
-
-    def __missing__(self, name: str) -> Any:
-        return self.base[name]
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self.base
-
-
 def rebind(function: Callable[..., Any], name: str, value: object) -> types.FunctionType:
     """A copy of `function`, decorators included, that sees `value` as its global `name`.
 
@@ -53,7 +36,8 @@ def rebind(function: Callable[..., Any], name: str, value: object) -> types.Func
     wrapped: Any = None
     cells, names = function.__closure__, function.__globals__
     if inner is None:
-        names = Overlay(names, **{name: value})
+        # a plain dict: torch.compile looks globals up in C, past any method of a subclass
+        names = {**names, name: value}
     else:
         wrapped = rebind(inner, name, value)
         cells = tuple(

@@ -191,27 +191,30 @@ def rope(
 def _check(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int) -> None:
     if unsqueeze_dim not in (1, 2):
         raise ValueError(f"rope: unsqueeze_dim must be 1 or 2, got {unsqueeze_dim}")
-    tensors = (
-        {"q": q, "cos": cos, "sin": sin} if k is None else {"q": q, "k": k, "cos": cos, "sin": sin}
-    )
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
-    if q.ndim != 4 or (k is not None and k.ndim != 4) or cos.ndim != 3 or cos.shape != sin.shape:
+    # one tensor alone is checked as if it were both
+    key = q if k is None else k
+    if q.ndim != 4 or key.ndim != 4 or cos.ndim != 3 or cos.shape != sin.shape:
         raise ValueError(
-            f"rope: q and k must have four dimensions, cos and sin one shape of three: {shapes}"
+            "rope: q and k must have four dimensions, cos and sin one shape of three: "
+            + _shapes(q, key, cos, sin)
         )
     B, T, D, R = q.shape[0], q.shape[3 - unsqueeze_dim], q.shape[-1], cos.shape[-1]
-    if k is not None and (k.shape[0], k.shape[3 - unsqueeze_dim], k.shape[-1]) != (B, T, D):
-        raise ValueError(
-            f"rope: q and k must differ in heads only (unsqueeze_dim={unsqueeze_dim}): {shapes}"
-        )
+    if (key.shape[0], key.shape[3 - unsqueeze_dim], key.shape[-1]) != (B, T, D):
+        raise ValueError("rope: q and k must differ in heads only: " + _shapes(q, key, cos, sin))
     if cos.shape[0] not in (1, B) or cos.shape[1] != T or R % 2 or not 0 < R <= D:
         raise ValueError(
-            f"rope: cos and sin must be [B or 1, T, R], R even and at most D: {shapes}"
+            "rope: cos and sin must be [B or 1, T, R], R even and at most D: "
+            + _shapes(q, key, cos, sin)
         )
-    for name, x in tensors.items():
+    for name, x in (("q", q), ("k", key), ("cos", cos), ("sin", sin)):
         if not x.is_floating_point():
             raise TypeError(f"rope: {name} {x.dtype} must be floating point")
         if x.device != q.device:
             raise ValueError(f"rope: q is on {q.device}, {name} on {x.device}")
     if cos.requires_grad or sin.requires_grad:
         raise ValueError("rope: cos and sin get no gradient; detach them")
+
+
+def _shapes(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> str:
+    q_shape, k_shape, cos_shape, sin_shape = (tuple(x.shape) for x in (q, k, cos, sin))
+    return f"q {q_shape}, k {k_shape}, cos {cos_shape}, sin {sin_shape}"
