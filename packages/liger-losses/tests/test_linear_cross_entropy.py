@@ -246,7 +246,7 @@ def test_reductions_agree():
 
 
 def test_tied_embedding_checkpoint_and_scale():
-    """W is also the embedding, the loss lies in a checkpoint and is scaled: W gets both gradients."""
+    """W is also the embedding, the loss lies in a checkpoint and is scaled."""
     (_, W, b), target = case()
     tokens = new(seed=4).integers(V, M)
 

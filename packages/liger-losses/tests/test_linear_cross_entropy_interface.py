@@ -1,4 +1,4 @@
-"""linear_cross_entropy as others meet it: torch's function and module, opcheck, autocast, memory."""
+"""linear_cross_entropy beside torch's function and module; opcheck, autocast, fp16, memory."""
 
 import copy
 import inspect
@@ -18,6 +18,7 @@ from liger_losses.head_op import head_loss, head_loss_backward
 
 EXTRAS = load_module(Path(__file__).with_name("specs.py")).EXTRAS
 KERNELS = use_kernels(torch.empty(0, device=device()))
+INTERPRETED = KERNELS and device().type == "cpu"
 M, H, V = 9, 16, 40
 functional = torch.nn.functional
 needs_torch_function = pytest.mark.skipif(
@@ -50,6 +51,7 @@ def test_signature_extends_that_of_torch():
 
 
 @needs_torch_function
+@pytest.mark.filterwarnings("ignore:.*linear_cross_entropy")
 @pytest.mark.parametrize("chunked", [False, True], ids=["", "chunked"])
 @pytest.mark.parametrize(
     "options",
@@ -81,7 +83,7 @@ def test_equals_torch(chunked, options, bias):
 
 def test_shapes():
     """[H] with one label, and any number of leading dimensions."""
-    (x, W, b), _ = case()
+    (_, W, b), _ = case()
     for shape in ((), (4,), (2, 3), (2, 0), (2, 3, 2)):
         h, target = new(seed=5).normal(*shape, H), new(seed=6).integers(V, *shape)
         rows = linear_cross_entropy(h, W, target, linear_bias=b, reduction="none")
@@ -97,26 +99,29 @@ def test_shapes():
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("static", [False, True])
-def test_opcheck(per_token, static):
+def test_opcheck(per_token):
     """Schema, fake implementation, autograd and AOT tracing of both operators."""
     (x, W, b), target = case()
     weight, scale = new(seed=4).uniform(V, low=0.5), torch.tensor(0.5, device=device())
-    need, settings = [True, True, True], (-100, 0.1, 0.01, 5.0, 0.5)
-    chunks = (3 * V * 4, static)
-    for tensors in ((x, W, b, target, weight), (x, W, None, target, None)):
-        needed = [*need[:2], tensors[2] is not None]
-        torch.library.opcheck(head_loss, (*tensors, scale, needed, *settings, *chunks, per_token))
-    x, W, b = (t.detach() for t in (x, W, b))
-    g, lse, rest = (new(seed=i).uniform(M) for i in range(3))
-    arguments = (g, x, W, b, target, weight, lse, rest, need, *settings, *chunks)
-    torch.library.opcheck(head_loss_backward, arguments)
+    # the extras, a chunk of three rows, and every token computed or only those that count
+    settings = (-100, 0.1, 0.01, 5.0, 0.5, 3 * V * 4, per_token)
+    need = [True, True, True]
+    torch.library.opcheck(head_loss, (x, W, b, target, weight, scale, need, *settings, per_token))
+    need[2] = False
+    with torch.no_grad():
+        arguments = (x, W, None, target, None, scale, need, *settings, per_token)
+        torch.library.opcheck(head_loss, arguments)
+    if per_token:
+        x, W, b = (t.detach() for t in (x, W, b))
+        g, lse, rest = (new(seed=i).uniform(M) for i in range(3))
+        arguments = (g, x, W, b, target, weight, lse, rest, [True] * 3, *settings)
+        torch.library.opcheck(head_loss_backward, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_autocast(dtype, reduction):
-    """As a linear layer under autocast: computed in `dtype`, gradients in that of the parameters."""
+    """As a linear layer: computed in `dtype`, gradients in that of the parameters."""
     leaves, target = case()
     with torch.autocast(device().type, dtype=dtype):
         x, W, b = leaves
@@ -135,25 +140,36 @@ def test_autocast(dtype, reduction):
         assert same_bits(one, other.float())
 
 
-@pytest.mark.parametrize("loss_scale", [1.0, 65536.0])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_fp16_with_loss_scaling(loss_scale, reduction):
-    """No gradient underflows before it is scaled, and none overflows that torch's does not."""
-    few = (KERNELS and device().type == "cpu") or reduction == "sum"
-    M, V = (48, 1024) if few else (2048, 8192)
-    x, W = new(torch.float16).normal(M, 8), new(torch.float16, 1).normal(V, 8, std=0.1)
-    target = new(seed=2).integers(V, M)
-    # tokens in groups whose gradients cancel: dW is small beside its summands
-    x = (x / 256).requires_grad_()
+def test_sums_under_autocast_have_the_range_of_fp32():
+    """dW of a mean over many tokens, whose sum is beyond fp16."""
+    x, W = torch.ones(70_000, 8, device=device()) * 3, torch.zeros(4, 8, device=device())
+    target = torch.zeros(70_000, dtype=torch.int64, device=device())
+    if INTERPRETED:
+        x, target = x[:4] * 8000, target[:4]
     W.requires_grad_()
-    grads = []
-    for function in (linear_cross_entropy, eager):
-        loss = function(x, W, target, reduction=reduction) * loss_scale
-        grads.append(torch.autograd.grad(loss, (x, W)))
-    exact = [t.detach().double().requires_grad_() for t in (x, W)]
-    truths = torch.autograd.grad(eager(*exact, target, reduction=reduction) * loss_scale, exact)
-    for name, ours, theirs, truth in zip(("x", "W"), *grads, truths, strict=True):
-        assert_accurate(f"gradient of {name}", ours, theirs, truth, bound=1.25)
+    with torch.autocast(device().type, dtype=torch.float16):
+        linear_cross_entropy(x, W, target).backward()
+    expected = x[0] * torch.tensor([-0.75, 0.25, 0.25, 0.25], device=device())[:, None]
+    torch.testing.assert_close(W.grad, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "loss_scale"), [("mean", 65536.0), ("mean", 1.0), ("sum", 65536.0), ("sum", 1.0)]
+)
+def test_fp16_with_loss_scaling(reduction, loss_scale):
+    """No gradient underflows before it is scaled, and none overflows that torch's does not."""
+    large = (reduction, loss_scale) == ("mean", 65536.0) and not INTERPRETED
+    M, V = (2048, 8192) if large else (48, 1024)
+    x, W = new(torch.float16).normal(M, 8, std=0.004), new(torch.float16, 1).normal(V, 8, std=0.1)
+    target = new(seed=2).integers(V, M)
+    leaves = x.requires_grad_(), W.requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    ours, theirs, truths = (
+        torch.autograd.grad(function(*tensors, target, reduction=reduction) * loss_scale, tensors)
+        for function, tensors in ((linear_cross_entropy, leaves), (eager, leaves), (eager, exact))
+    )
+    for name, *values in zip("xW", ours, theirs, truths, strict=True):
+        assert_accurate(f"gradient of {name}", *values, bound=1.25)
 
 
 def eager(x, W, target, reduction):
@@ -196,7 +212,7 @@ def test_module_and_that_of_torch_exchange_state(weighted):
 
 
 MEMORY = """
-import sys, torch
+import torch
 from liger_losses import linear_cross_entropy
 
 def peak():
@@ -206,24 +222,22 @@ def peak():
 def eager(x, W, target):
     return torch.nn.functional.cross_entropy(x @ W.t(), target)
 
-M, H, V = 8192, 16, 8192
+M, H, V = 4096, 16, 8192
 x, W = torch.randn(M, H, requires_grad=True), torch.randn(V, H, requires_grad=True)
 target = torch.randint(V, (M,))
-function = eager if sys.argv[1] == "eager" else linear_cross_entropy
-function(x[:4], W, target[:4]).backward()
-before = peak()
-function(x, W, target).backward()
-print(peak() - before)
+for function in (linear_cross_entropy, eager):
+    function(x[:4], W, target[:4]).backward()
+    before = peak()
+    function(x, W, target).backward()
+    print(peak() - before)
 """
 
 
 def test_peak_memory_is_that_of_a_chunk():
-    """8192 x 8192 fp32 logits are 256 MiB, of which eager holds two or more; a chunk is 32 MiB."""
+    """fp32 logits of 128 MiB: eager holds three of them, we three chunks of 32 MiB."""
     if KERNELS or not Path("/proc/self/status").exists():
         pytest.skip("measured on the PyTorch path, by Linux' record of the resident set")
-    rise = {
-        name: float(subprocess.check_output([sys.executable, "-c", MEMORY, name]))
-        for name in ("eager", "ours")
-    }
-    assert rise["eager"] > 500
-    assert rise["ours"] < 160, rise
+    ours, eagerly = subprocess.check_output([sys.executable, "-c", MEMORY], text=True).split()
+    assert float(ours) < 128
+    # what is beyond the peak that we left
+    assert float(eagerly) + float(ours) > 256

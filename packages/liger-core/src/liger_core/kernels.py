@@ -60,7 +60,7 @@ def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
     """
     P, N = partials.shape
     out = torch.empty(N, dtype=dtype, device=partials.device)
-    block_n = 32 if N >= 2048 else 16
+    block_n = 16 if N < 2048 else 32 if N < 16384 else 128
     launch(
         _sum_partials_kernel,
         (ceil_div(N, block_n),),

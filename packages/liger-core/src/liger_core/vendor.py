@@ -11,6 +11,7 @@ that along too.
 import importlib
 import itertools
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -179,13 +180,12 @@ def _header(op: str, closure: Closure) -> str:
     sources.sort(
         key=lambda source: (source is not main, source.package != main.package, source.package)
     )
-    lines = [
-        f"{op}, written by `liger vendor {op}`. It needs torch and triton, nothing of Liger. From:"
-    ]
+    lines = [f"{op}, written by `liger vendor {op}`.", "Needs torch and triton. From:"]
     for package, group in itertools.groupby(sources, lambda source: source.package):
         version = importlib.import_module(package).__version__
-        labels = ", ".join(source.label for source in group)
-        lines.append(f"  {package.replace('_', '-')} {version}: {labels}")
+        origin = f"{package.replace('_', '-')} {version}:"
+        labels = " ".join([origin, *(source.label for source in group)])
+        lines += textwrap.wrap(labels, 96, initial_indent="  ", subsequent_indent="    ")
     lines += ["", "SPDX-License-Identifier: BSD-2-Clause", ""]
     lines += "\n\n".join(dict.fromkeys(map(_licence, sources))).splitlines()
     return "\n".join(f"# {line}".rstrip() for line in lines)

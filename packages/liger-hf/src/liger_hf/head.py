@@ -37,7 +37,7 @@ def _observed(module: nn.Module) -> bool:
 
 # Logits alive at once. Less than the op takes by itself: here the activations of all layers are
 # alive beside them, and this is the peak of a training step.
-CHUNK_BYTES = 320 * 2**20
+CHUNK_BYTES = 408 * 2**20
 
 
 class HeadPatch(Patch):

@@ -69,7 +69,7 @@ def _holds(cell: types.CellType, value: object) -> bool:
 def _half_rotation(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor | None]:
-    from liger_rope import rope
+    from liger_rope.rope import rope
 
     return rope(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
 

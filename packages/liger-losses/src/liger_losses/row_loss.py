@@ -292,10 +292,9 @@ def _config(V: int, gradient: bool) -> tuple[int, int]:
     With the gradient a program reads its row twice: few, large programs keep the rows in flight
     within the cache.
     """
-    if not gradient:
-        return min(max(power_of_2(V), 256), 4096), 8
-    block_v = min(max(power_of_2(V), 256), 16384 if V > 65536 else 8192)
-    return block_v, max(block_v // 512, 4)
+    widest = 4096 if not gradient else 8192 if V <= 65536 else 16384
+    block_v = min(max(power_of_2(V), 256), widest)
+    return block_v, min(max(block_v // 512, 4), 16)
 
 
 def _runtime(settings: Settings) -> tuple[float | None, ...]:

@@ -1,0 +1,56 @@
+"""`liger vendor` on the ops of all installed kernel packages."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from liger_core.env import kernel_packages
+from liger_core.testing import Builder, OpSpec, load_specs
+from liger_core.vendor import write
+from vendored import load, run_alone
+
+
+def rows() -> list[OpSpec]:
+    tests = (
+        Path(__file__).parents[2] / name.replace("_", "-") / "tests" for name in kernel_packages()
+    )
+    return [
+        row
+        for folder in tests
+        if (folder / "specs.py").exists()
+        for row in load_specs(folder / "x")
+    ]
+
+
+def function(row: OpSpec) -> Callable[..., object]:
+    return row.op.func if isinstance(row.op, functools.partial) else row.op
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
+def test_vendored_op_equals_the_packaged_one(row: OpSpec, tmp_path: Path) -> None:
+    """The same bits, forward and backward, through PyTorch or through the interpreted kernels."""
+    name = function(row).__name__
+    vendored = getattr(load(write(name, tmp_path), f"vendored_{row.name}"), name)
+    if isinstance(row.op, functools.partial):
+        vendored = functools.partial(vendored, *row.op.args, **row.op.keywords)
+    for options in row.options:
+        results = []
+        for op in (row.op, vendored):
+            inputs = row.inputs(Builder(torch.float32), row.shapes[0])
+            leaves = [inputs[name].requires_grad_() for name in row.grad]
+            # an op may be allowed to write its inputs, which a leaf forbids
+            outputs = op(**{key: x.clone() for key, x in inputs.items()}, **options)
+            outputs = [
+                x for x in (outputs if isinstance(outputs, tuple) else [outputs]) if x is not None
+            ]
+            results.append([*outputs, *torch.autograd.grad([x.sum() for x in outputs], leaves)])
+        for packaged, copied in zip(*results, strict=True):
+            assert torch.equal(packaged, copied), options
+
+
+def test_vendored_ops_run_without_liger(tmp_path: Path) -> None:
+    ops = {function(row).__name__ for row in rows()}
+    if ops:
+        run_alone(*{str(write(name, tmp_path, force=True)) for name in ops})
