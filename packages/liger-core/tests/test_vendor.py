@@ -178,6 +178,7 @@ def test_licence_that_is_not_there_is_an_error(demo: Path) -> None:
 
 
 def test_file_runs_without_liger(demo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="a vendored file imports Triton")
     path = write("Double", tmp_path / "new/folder")
     run_alone(str(path))
     assert torch.equal(load(path, "vendored_double").double(torch.ones(2)), torch.full((2,), 2.0))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from liger_core.device import use_kernels
 from liger_core.testing import Builder, load_module
 from liger_core.testing.numerics import same_bits
 from liger_core.testing.running import device
@@ -12,6 +13,7 @@ from liger_losses import cross_entropy
 oracle = load_module(Path(__file__).with_name("oracle.py"))
 EXTRAS = load_module(Path(__file__).with_name("specs.py")).EXTRAS
 
+KERNELS = use_kernels(torch.empty(0, device=device()))
 REDUCTIONS = ("none", "sum", "mean")
 INF = float("inf")
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -164,8 +166,8 @@ def test_digits_of_the_label_gradient(label_logit, around):
     z[rows, target] = -INF
     rest = torch.sigmoid(z.logsumexp(-1) - own)
     error = ((-grad[rows, target].double() - rest) / rest).abs().max()
-    # a logit of 50, times log2(e), is rounded by 4e-6
-    assert error <= (1e-6 if not around else 4e-6)
+    # in a kernel without fused multiply-add a logit of 50, times log2(e), is rounded by 4e-6
+    assert error <= (4e-6 if KERNELS and around else 1e-6)
 
 
 @each_reduction

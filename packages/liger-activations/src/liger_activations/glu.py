@@ -1,11 +1,12 @@
 """Gated linear units.
 
-    y = act(gate) * up,    act = silu: a * sigmoid(a)  |  gelu_tanh: a / 2 * (1 + tanh(sqrt(2 / pi)
-    * (a + 0.044715 a^3)))
+    y = act(gate) * up
+    silu:       act(a) = a * sigmoid(a)
+    gelu_tanh:  act(a) = a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))
 
 gate and up come as two tensors, or as one that holds them side by side, [gate | up], on its last
-dimension. The product is formed in fp32 (fp64 for fp64 inputs) and rounded once. Only gate and up
-are kept for the backward.
+dimension. The kernel computes in fp32 (fp64 for fp64 inputs) and rounds once. Only gate and up are
+kept for the backward.
 
     gate, up, y [M, N]; gate_up [M, 2 N]; M rows, N columns
     dup = dy * act(gate);  dgate = dy * up * act'(gate)

@@ -1,11 +1,10 @@
-"""The loop over chunks of rows behind a linear head: logits in one buffer, gradients from what the
-row kernel leaves there.
+"""The loop over chunks of rows behind a linear head.
 
-logits = x_c W^T + b;    the row kernel turns them into dz in place;    dx_c = dz W,    dW += dz^T
-x_c,    db += sum(dz)
+logits = x_c W^T + b;  the row kernel turns them into dz in place
+dx_c = dz W;  dW += dz^T x_c;  db += sum(dz)
 
-x [M, H]; W [V, H]; b [V] or none; target [M]; logits, dz [C, V]; M tokens, H hidden size, V
-vocabulary, C rows of a chunk
+x [M, H]; W [V, H]; b [V] or none; target [M]; logits, dz [C, V], one buffer for all chunks
+M tokens, H hidden size, V vocabulary, C rows of a chunk
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ def grad_dtype(i: int, t: Tensor) -> torch.dtype:
 
 
 def _chunk_rows(M: int, V: int, itemsize: int, kernels: bool, chunk_bytes: int | None) -> int:
-    """Rows of a chunk: 2048 keep a GPU's products at their full rate, 32 MiB of logits a CPU's;
+    """Rows of a chunk: 2048 keep a GPU's products at their full rate, 8 MiB of logits a CPU's;
     equal chunks, 16 at most.
     """
     if chunk_bytes is not None:
@@ -50,7 +49,7 @@ def _chunk_rows(M: int, V: int, itemsize: int, kernels: bool, chunk_bytes: int |
     elif kernels:
         rows = max(2048, 2**28 // (V * itemsize), -(-M // 16))
     else:
-        rows = max(128, 2**25 // (V * itemsize))
+        rows = max(128, 2**23 // (V * itemsize))
     chunks = -(-M // rows)
     even = -(-M // max(chunks, 1))
     return min(-(-even // 128) * 128, rows) if rows >= 128 else rows
@@ -136,7 +135,11 @@ class _Chunks:
 def _mm_fp32(dz: Tensor, x: Tensor, out: Tensor, first: bool) -> None:
     """out = dz^T x (+ out), half-precision operands summed in fp32."""
     if not dz.is_cuda:
-        out.copy_(dz.t().float() @ x.float()) if first else out.addmm_(dz.t().float(), x.float())
+        # with out= autocast leaves the copies in fp32
+        if first:
+            torch.mm(dz.t().float(), x.float(), out=out)
+        else:
+            torch.addmm(out, dz.t().float(), x.float(), out=out)
     elif first:
         torch.mm(dz.t(), x, out_dtype=torch.float32, out=out)
     else:

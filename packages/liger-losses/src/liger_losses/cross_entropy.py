@@ -65,7 +65,12 @@ class InplaceCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, target, weight, scale, settings):
-        rows = row_loss_fwd(x, target, weight, settings, dx=x, g=scale)
+        # fp16 gradients of a mean underflow: they stay those of the sum until the backward, which
+        # knows the loss scale
+        half = x.dtype == torch.float16
+        g = torch.ones_like(scale) if half else scale
+        rows = row_loss_fwd(x, target, weight, settings, dx=x, g=g)
+        ctx.save_for_backward(scale if half else None)
         torch.autograd.graph.increment_version(x)
         ctx.dx = x.detach()
         return rows.loss.sum() * scale
@@ -78,6 +83,8 @@ class InplaceCrossEntropyFunction(torch.autograd.Function):
                 "cross_entropy(inplace=True): the gradient was handed out by the first backward"
             )
         dx, ctx.dx = ctx.dx, None
+        (scale,) = ctx.saved_tensors
+        g = g if scale is None else g * scale
         return scale_(dx, g), None, None, None, None
 
 
@@ -105,9 +112,9 @@ def cross_entropy(
         softcap: bound of the logits, or None.
         logit_scale: factor of the logits, before the softcap.
         inplace: hand `input` over: where it is contiguous its memory becomes its gradient, already
-            in the forward. For "mean" and "sum"; any other use of `input` in the graph, and a
-            second backward, raises. An upstream gradient other than 1 rounds the gradient once
-            more.
+            in the forward, and is what later reads of it see. For "mean" and "sum"; a graph that
+            saved `input` before, and a second backward, raise. An upstream gradient other than 1
+            rounds the gradient once more.
 
     Returns:
         fp32 (fp64 for float64 logits), a scalar or the shape of `target`. A target out of range

@@ -5,15 +5,15 @@
 Rows are taken in chunks. A chunk's logits live in one buffer of C rows: a matrix product fills it,
 the row kernel of `row_loss` turns it into its own gradient in place, and two more products turn
 that into dx and into a summand of dW: three products in all, C x V logits in memory. Tokens to be
-ignored are left out before the first product. The upstream gradient of the scalar multiplies dx and
-dW in the backward, at no cost when it is 1. With `reduction="none"` the upstream
-gradient is only known then: the forward keeps two numbers a row, the backward makes the logits of
-each chunk again.
+ignored are left out before the first product, where they are more than one in 64.
 
-    x [M, H]; W [V, H]; b [V] or none; target [M]; M tokens, H hidden size, V vocabulary, C rows of
-    a chunk
-    memory of forward and backward, beside the inputs: C V + M H + V H elements (without dx and dW
-    what is frozen is left out)
+The upstream gradient of a scalar loss multiplies dx and dW in the backward, at no cost when it is
+1. With `reduction="none"` it is known only then: the forward keeps two numbers a row, the backward
+makes the logits of each chunk again.
+
+    x [M, H]; W [V, H]; b [V] or none; target [M]
+    M tokens, H hidden size, V vocabulary, C rows of a chunk
+    memory beside the inputs: C V + M H + V H elements, without dx and dW where they are frozen
 
 Source: the formula of torch.nn.functional.linear_cross_entropy; forming gradients in the forward:
 Liger Kernel, arXiv:2410.10989.
@@ -74,15 +74,15 @@ def linear_cross_entropy(
         reduction: "mean" over the (class weights of the) targets that count, "sum", or "none".
             "none" keeps nothing but two numbers a token and makes the logits again in the backward:
             four products instead of three.
-        ignore_index: targets that do not count, -100 by default; their tokens are left out of every
-            product.
+        ignore_index: targets that do not count, -100 by default; where more than one in 64 is
+            such, their tokens are left out of every product.
         label_smoothing, z_loss, softcap, logit_scale: as in `cross_entropy`.
         options: `torch.nn.LinearCrossEntropyOptions` or None; of its fields an integer
             `batch_chunk_size` is used, the rows of a chunk.
         normalizer: what "mean" divides by instead, e.g. the number of tokens in all accumulated
             batches; no gradient.
         chunk_bytes: bytes of a chunk's logits. By default 2048 rows on a GPU, more where V is small
-            or more than 16 chunks would be needed, and 32 MiB on a CPU. Less saves memory; below
+            or more than 16 chunks would be needed, and 8 MiB on a CPU. Less saves memory; below
             2048 rows the products slow down, and dW, which is summed over chunks in the dtype of W
             (fp32 for float16), is rounded more often.
 

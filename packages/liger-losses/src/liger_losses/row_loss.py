@@ -1,16 +1,17 @@
-"""The loss of rows of logits and its gradient: one kernel pair; `row_loss_torch` is the same where
-there is no Triton.
+"""The loss of rows of logits and its gradient: one kernel pair.
 
-    z = softcap * tanh(scale * x / softcap)  or  scale * x;     lse = log(sum_j exp(z_j));     p =
-    exp(z - lse) loss = (1 - s) * w_t * (lse - z_t) + s / V * sum_j w_j (lse - z_j) + z_loss * lse^2
+    z = softcap * tanh(scale * x / softcap), or scale * x;  lse = log(sum_j exp(z_j))
+    loss = (1 - s) * w_t * (lse - z_t) + s / V * sum_j w_j (lse - z_j) + z_loss * lse^2
 
 for target t, class weights w (1 by default) and label smoothing s. Losses and sums are fp32 (fp64
-for fp64 logits).
+for fp64 logits). `row_loss_torch` is the same where there is no Triton.
 
-    x [M, V] logits; target [M]; loss, lse, rest [M] with rest = 1 - p_t, summed without p_t so that
-    it keeps its digits dz_j = p_j * k - s / V * w_j for j != t;     dz_t = k - (1 - s) * w_t - s /
-    V * w_t - rest * k k = (1 - s) * w_t + s * mean(w) + 2 * z_loss * lse;     dx = dz * scale * (1
-    - (z / softcap)^2)
+    x [M, V] logits; target [M]; loss, lse, rest [M]
+    p_j = exp(z_j - lse);  rest = 1 - p_t, summed without p_t so that it keeps its digits
+    k = (1 - s) * w_t + s * mean(w) + 2 * z_loss * lse
+    dz_j = p_j * k - s / V * w_j for j != t
+    dz_t = k - (1 - s) * w_t - s / V * w_t - rest * k
+    dx = dz * scale * (1 - (z / softcap)^2)
 
 A label outside [0, V) that is not `ignore_index` touches no memory and makes the loss and the
 gradient of its row NaN.
@@ -68,6 +69,19 @@ def _unit(softcap, logit_scale):
 def _finite(m):
     """A reference for exp2(u - m) that keeps a sum over nothing but -inf at zero."""
     return tl.where(m == float("-inf"), 0.0, m)
+
+
+@triton.jit
+def _ratio(a, b, unit):
+    """e^(unit * (a - b)) for a <= b to an ulp or two: a - b and its product with log2(e) round by
+    more, so what they lose is added, and ln(2) is taken in two parts.
+    """
+    a = tl.maximum(a, b - 1100.0)
+    d = a - b
+    lost = (a - (d - (d - a))) - (b + (d - a))
+    n = tl.floor(d * unit * LOG2_E)
+    rest = (d * unit - n * 0.693359375) + (n * 0.00021219444005469057 + lost * unit)
+    return tl.exp2(n) * tl.exp2(rest * LOG2_E)
 
 
 @triton.jit
@@ -190,7 +204,7 @@ def _statistics(
     y_t, _ = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
     y_t = tl.where((target >= 0) & (target < V), y_t, float("nan"))
     reference = _finite(tl.maximum(top, y_t))
-    others *= tl.exp2((top - reference) * unit * LOG2_E)
+    others *= _ratio(top, reference, unit)
     total = others + tl.exp2((y_t - reference) * unit * LOG2_E)
     lse = reference * unit + tl.log2(total) * LN_2
     return lse, others / total, y_t * unit, tl.sum(sum_wy, axis=0) * unit

@@ -34,6 +34,16 @@ def _z_torch(x: Tensor, settings: Settings) -> Tensor:
     return z if settings.softcap is None else settings.softcap * torch.tanh(z / settings.softcap)
 
 
+def _statistics_torch(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """lse, and 1 - p of the class `index` without the rounding of a large lse."""
+    top = z.amax(-1, keepdim=True)
+    top = top.where(top.isfinite(), 0.0)
+    parts = (z - top).exp_()
+    own = parts.gather(1, index)[:, 0]
+    others = parts.scatter_(1, index, 0.0).sum(-1)
+    return top[:, 0] + torch.log(own + others), others / (own + others)
+
+
 def row_loss_fwd_torch(
     x: Tensor,
     target: Tensor,
@@ -46,8 +56,8 @@ def row_loss_fwd_torch(
     valid, in_range = target != settings.ignore_index, (target >= 0) & (target < V)
     index = target.where(in_range, 0)[:, None]
     z_t = z.gather(1, index)[:, 0].masked_fill(~in_range, float("nan"))
-    lse = z.logsumexp(dim=-1).where(in_range, float("nan"))
-    rest = torch.exp(z - lse[:, None]).scatter_(1, index, 0.0).sum(-1)
+    lse, rest = _statistics_torch(z, index)
+    lse = lse.where(in_range, float("nan"))
 
     smooth = settings.label_smoothing
     w_t = 1.0 if weight is None else weight[index[:, 0]].to(z.dtype)

@@ -109,18 +109,16 @@ def _rms_norm_bwd_kernel(
             product += g_more * more
         mean = tl.sum(product, axis=1, keep_dims=True) / N
 
-        dx = rstd * (g - xhat * mean)
-        tl.store(DX + rows * N + cols, dx.to(DX.dtype.element_ty), mask=(rows < M) & (cols < N))
-        for start in range(BLOCK_N, N, BLOCK_N):
-            more, _, g_more = _load_bwd(
-                X, W, DY, rows, start + cols, rstd, stride_x, stride_dy, M, offset, CAST, N
-            )
-            dx = rstd * (g_more - more * mean)
-            tl.store(
-                DX + rows * N + start + cols,
-                dx.to(DX.dtype.element_ty),
-                mask=(rows < M) & (start + cols < N),
-            )
+        if DX is not None:
+            dx = (rstd * (g - xhat * mean)).to(DX.dtype.element_ty)
+            tl.store(DX + rows * N + cols, dx, mask=(rows < M) & (cols < N))
+            for start in range(BLOCK_N, N, BLOCK_N):
+                more, _, g_more = _load_bwd(
+                    X, W, DY, rows, start + cols, rstd, stride_x, stride_dy, M, offset, CAST, N
+                )
+                dx = (rstd * (g_more - more * mean)).to(DX.dtype.element_ty)
+                mask = (rows < M) & (start + cols < N)
+                tl.store(DX + rows * N + start + cols, dx, mask=mask)
         if PARTIALS is not None:
             dw += dy * _rounded(xhat, X, CAST)
 
@@ -216,10 +214,11 @@ def rms_norm_bwd(
     rstd: Tensor,
     offset: float,
     cast: str,
+    need_dx: bool,
     need_dw: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """dy, x [..., N] -> dx [..., N] contiguous; dw [N] in the dtype of the weight, or None."""
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+) -> tuple[Tensor | None, Tensor | None]:
+    """dy, x [..., N] -> dx [..., N] contiguous, dw [N] in the dtype of weight; None if frozen."""
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_dx else None
     x, dy = as_rows(x), as_rows(dy)
     M, N = x.shape
     if not M:
@@ -262,7 +261,8 @@ class RMSNormFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, weight, rstd = ctx.saved_tensors
-        dx, dw = rms_norm_bwd(dy, x, weight, rstd, ctx.offset, ctx.cast, ctx.needs_input_grad[1])
+        need_dx, need_dw, *_ = ctx.needs_input_grad
+        dx, dw = rms_norm_bwd(dy, x, weight, rstd, ctx.offset, ctx.cast, need_dx, need_dw)
         return dx, dw, None, None, None
 
 

@@ -1,12 +1,12 @@
 """Rotary position embedding by half rotation, for queries and keys in one launch.
 
-    y1 = x1 * cos1 - x2 * sin1,    y2 = x2 * cos2 + x1 * sin2,    x = [x1 | x2] over the first R of
-    D head dimensions
+    y1 = x1 * cos1 - x2 * sin1;  y2 = x2 * cos2 + x1 * sin2
 
-Formed in fp32 (fp64 for fp64 inputs) and rounded once; dimensions beyond R pass through.
+with [x1 | x2] the first R of D head dimensions; those beyond R pass through. The kernel computes in
+fp32 (fp64 for fp64 inputs) and rounds once.
 
     q [B, HQ, T, D]; k [B, HK, T, D] or none; cos, sin [B or 1, T, R]; any strides but the last
-    dx1 = dy1 * cos1 + dy2 * sin2,    dx2 = dy2 * cos2 - dy1 * sin1
+    dx1 = dy1 * cos1 + dy2 * sin2;  dx2 = dy2 * cos2 - dy1 * sin1
 
 Source: Su et al. 2021, arXiv:2104.09864, in the half layout of GPT-NeoX and Llama.
 """
