@@ -168,8 +168,9 @@ def test_fp16_with_loss_scaling(reduction, loss_scale):
         torch.autograd.grad(function(*tensors, target, reduction=reduction) * loss_scale, tensors)
         for function, tensors in ((linear_cross_entropy, leaves), (eager, leaves), (eager, exact))
     )
+    # ours are rounded twice: formed for the sum, then scaled
     for name, *values in zip("xW", ours, theirs, truths, strict=True):
-        assert_accurate(f"gradient of {name}", *values, bound=1.25)
+        assert_accurate(f"gradient of {name}", *values, bound=2.0)
 
 
 def eager(x, W, target, reduction):

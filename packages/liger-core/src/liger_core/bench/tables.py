@@ -192,7 +192,7 @@ def _rate(document: Record, row: Record, result: Record) -> str:
         share = ""
         if gemms:
             M, H, V = row["shape"]
-            share = f", {rate / (6e-9 * M * H * V / sum(gemms.values())):.0%}"
+            share = f", {rate / (6e-9 * M * H * V / gemms['in sequence']):.0%}"
         return f"{rate:.0f} TFLOP/s{share}"
     return ""
 
@@ -209,8 +209,8 @@ def _ceilings(document: Record) -> str:
     ceilings = document["ceilings"]
     lines = [f"Device copy: {ceilings['copy_tb_s']:.2f} TB/s."] if "copy_tb_s" in ceilings else []
     for shape, times in ceilings.get("gemm_ms", {}).items():
-        parts = " + ".join(f"{name} {_number(ms)}" for name, ms in times.items())
-        lines.append(f"Bare products of the head {shape}: {parts} = {sum(times.values()):.1f} ms.")
+        parts = ", ".join(f"{name} {_number(ms)}" for name, ms in times.items())
+        lines.append(f"Bare products of the head {shape}, ms: {parts}.")
     return " ".join(lines)
 
 
