@@ -45,9 +45,15 @@ def test(session: nox.Session) -> None:
     launches = Path(session.create_tmp(), "launches.json")
     launches.unlink(missing_ok=True)
     session.install("liger-core[triton]")
-    env = ONE_THREAD | {"TRITON_INTERPRET": "1", "LIGER_LAUNCHES": str(launches)}
-    session.run(*command, env=env)
-    session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
+    env = ONE_THREAD | {"TRITON_INTERPRET": "1"}
+    # the kernels in the tests of liger-core are toys, which nobody ships and compiles
+    toys = [suite for suite in suites if "liger-core" in suite]
+    ops = [suite for suite in suites if suite not in toys]
+    if toys:
+        session.run(*PYTEST, *options, *toys, env=env)
+    if ops:
+        session.run(*PYTEST, *options, *ops, env=env | {"LIGER_LAUNCHES": str(launches)})
+        session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
 
 
 @nox.session
