@@ -266,3 +266,13 @@ def test_logits_may_be_used_again():
         cross_entropy(z.clone().requires_grad_() * 1, target, inplace=True)
     cross_entropy(z, target, inplace=True)
     assert same_bits(z, logits)
+
+
+def test_positive_infinity_poisons_its_row_alone():
+    logits, target = new().normal(3, 40), new(seed=1).integers(40, 3)
+    logits[1, (target[1] + 1) % 40] = float("inf")
+    logits.requires_grad_()
+    losses = cross_entropy(logits, target, reduction="none")
+    (grad,) = torch.autograd.grad(losses.sum(), logits)
+    for rows in (losses[:, None], grad):
+        assert rows.isnan().any(-1).tolist() == [False, True, False]

@@ -36,7 +36,7 @@ def _observed(module: nn.Module) -> bool:
 
 
 # Logits alive at once. Less than the op takes by itself: here the activations of all layers are
-# alive beside them, and this is the peak of a training step.
+# alive beside them, and more would make this the peak of a training step.
 CHUNK_BYTES = 408 * 2**20
 
 

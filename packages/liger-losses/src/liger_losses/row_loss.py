@@ -162,6 +162,7 @@ def _gradient(
     X, WEIGHT, DX, start, target, lse, rest, w_t, mean_weight, g, V,
     label_smoothing, z_loss, softcap, logit_scale, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
+    """`_gradient_tile` at `start`, with the checks of an edge only where it is one."""
     cols = start + tl.arange(0, BLOCK_V)
     if _is_edge(start, target, V, BLOCK_V):
         _gradient_tile(

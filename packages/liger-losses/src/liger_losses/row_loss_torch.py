@@ -37,7 +37,8 @@ def _z_torch(x: Tensor, settings: Settings) -> Tensor:
 def _statistics_torch(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """lse, and 1 - p of the class `index` without the rounding of a large lse."""
     top = z.amax(-1, keepdim=True)
-    top = top.where(top.isfinite(), 0.0)
+    # a row of nothing but -inf sums to zero; +inf makes its row NaN, as in torch
+    top = top.masked_fill(top == float("-inf"), 0.0)
     parts = (z - top).exp_()
     own = parts.gather(1, index)[:, 0]
     others = parts.scatter_(1, index, 0.0).sum(-1)

@@ -88,7 +88,7 @@ class OpSpec:
             tests.
         bench: shapes to time.
         traffic: (shape, itemsize) -> bytes that forward and backward must move at least.
-        files: how many files one copies to own the op, without `liger vendor`.
+        files: how many files `liger vendor` writes for the op.
         peers: further implementations to time, by name, called with the same keywords.
     """
 
