@@ -158,7 +158,7 @@ SPECS = [
             **HEAD_SKIPS,
             "gradcheck": "needs a second backward; the same gradients are checked per token",
             "no_host_sync": "it reads once which tokens count; in a graph not even that",
-            "cuda_graph": "a graph computes every token: tested in test_linear_cross_entropy.py",
+            "cuda_graph": "a graph computes every token: test_linear_cross_entropy_graph.py",
         },
         **HEAD,
     ),
@@ -169,7 +169,7 @@ SPECS = [
         skips={
             **HEAD_SKIPS,
             "no_host_sync": "it reads once which tokens count; in a graph not even that",
-            "cuda_graph": "a graph computes every token: tested in test_linear_cross_entropy.py",
+            "cuda_graph": "a graph computes every token: test_linear_cross_entropy_graph.py",
         },
         **HEAD,
     ),
