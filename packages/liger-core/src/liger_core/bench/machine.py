@@ -4,7 +4,7 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def gemm_times(
         target = torch.randint(V, (len(rows), 1), device=device)
         rows.copy_(p.scatter_add_(1, target, torch.full_like(p[:, :1], -1.0)) / M)
     z, dx, dw = torch.empty_like(dz), torch.empty_like(x), torch.empty_like(weight)
-    products = {
+    products: dict[str, Callable[[], object]] = {
         "forward": lambda: torch.mm(x, weight.T, out=z),
         "dx": lambda: torch.mm(dz, weight, out=dx),
         "dw": lambda: torch.mm(dz.T, x, out=dw),
