@@ -22,6 +22,7 @@ def demo_spec(module):
         huge=(40_000, 65_536),
         errors=((lambda a: a.update(weight=a["weight"][1:]), ValueError, r"\(76,\)"),),
         bench=(BenchCase((8192, 4096)),),
+        peak=lambda shape, itemsize, sms: 2 * shape[0] * shape[1] * itemsize,
     )
 
 

@@ -1,7 +1,7 @@
 """The ops of this package, for tests, compile checks and benchmarks."""
 
 import torch
-from liger_core.testing import BenchCase, OpSpec
+from liger_core.testing import BenchCase, OpSpec, replace
 from liger_losses.cross_entropy import cross_entropy, cross_entropy_ref
 from liger_losses.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
@@ -33,10 +33,6 @@ def hidden(new, shape):
         "target": target(new, M, V),
         "linear_bias": new.normal(V),
     }
-
-
-def replace(**changes):
-    return lambda args: args.update({name: change(args) for name, change in changes.items()})
 
 
 COMMON_ERRORS = (
@@ -111,6 +107,7 @@ SPECS = [
         ),
         bench=(BenchCase((8192, 128_256)),),
         traffic=lambda shape, itemsize: 3 * shape[0] * shape[1] * itemsize,
+        peak=lambda shape, itemsize, sms: shape[0] * (shape[1] * itemsize + 16),
     ),
     OpSpec(
         name="cross_entropy_inplace",
@@ -132,6 +129,7 @@ SPECS = [
             BenchCase((8192, 32_000), {"inplace": True}),
         ),
         traffic=lambda shape, itemsize: 2 * shape[0] * shape[1] * itemsize,
+        peak=lambda shape, itemsize, sms, inplace: 12 * shape[0],
     ),
     OpSpec(
         name="weighted_cross_entropy",

@@ -43,35 +43,33 @@ def tanh(x):
 
 @triton.jit
 def _sum_partials_kernel(PARTIALS, OUT, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    group = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = cols < N
     total = tl.zeros((BLOCK_P, BLOCK_N), dtype=PARTIALS.dtype.element_ty)
     for start in range(0, P, BLOCK_P):
         rows = start + tl.arange(0, BLOCK_P)
-        at = rows[:, None].to(tl.int64) * N + cols[None, :]
+        at = (group * P + rows[:, None]) * N + cols[None, :]
         total += tl.load(PARTIALS + at, mask=(rows < P)[:, None] & mask[None, :], other=0.0)
 
-    tl.store(OUT + cols, tl.sum(total, axis=0).to(OUT.dtype.element_ty), mask=mask)
+    out = tl.sum(total, axis=0).to(OUT.dtype.element_ty)
+    tl.store(OUT + group * N + cols, out, mask=mask)
 
 
-def sum_partials(partials: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over the first dimension in a fixed order, in the partials' dtype, rounded once: [P, N]
-    -> [N] of `dtype`.
+def sum_partials(
+    partials: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None
+) -> Tensor:
+    """Sum over the last dimension but one in a fixed order, in the partials' dtype, rounded once:
+    [..., P, N] contiguous -> [..., N] of `dtype`, or of that `shape` with as many elements.
     """
-    P, N = partials.shape
-    out = torch.empty(N, dtype=dtype, device=partials.device)
+    *groups, P, N = partials.shape
+    out = torch.empty(shape or (*groups, N), dtype=dtype, device=partials.device)
     block_n = 16 if N < 2048 else 32 if N < 16384 else 128
     launch(
-        _sum_partials_kernel,
-        (ceil_div(N, block_n),),
-        partials,
-        out,
-        P,
-        N,
-        num_warps=4,
-        BLOCK_P=64,
-        BLOCK_N=block_n,
-    )
+        _sum_partials_kernel, (ceil_div(N, block_n), out.numel() // N),
+        partials, out, P, N,
+        num_warps=4, BLOCK_P=64, BLOCK_N=block_n,
+    )  # fmt: skip
     return out
 
 

@@ -2,8 +2,8 @@
 the interpreter.
 
 Triton binds and hashes every argument of a call in Python. Here a launch is keyed by what the
-compiled code depends on (dtypes, 16-byte alignment, divisibility of integers, constants), and a
-known key goes straight to the compiled kernel.
+compiled code depends on (presence and dtype of tensors, their 16-byte alignment, divisibility and
+width of integers, constants), and a known key goes straight to the compiled kernel.
 """
 
 from typing import Any
@@ -55,11 +55,32 @@ def launch(
 def _launch_cuda(
     kernel: Any, grid: Any, args: Any, device: int, num_warps: int, num_stages: int, constants: Any
 ) -> None:
-    key = (id(kernel), device, num_warps, num_stages, *constants.values(), *_specialisation(args))
-    entry = _compiled.get(key)
+    key: list[object] = [id(kernel), device, num_warps, num_stages, *constants.values()]
+    # tensors as addresses, which the launcher need not ask for and look up again
+    values: list[object] = []
+    for arg in args:
+        kind = type(arg)
+        if kind is int:
+            key.append((arg == 1, arg & 15 == 0, -0x80000000 <= arg < 0x80000000))
+        elif arg is None or kind is float:
+            key.append(kind)
+        else:
+            pointer = arg.data_ptr()
+            key.append(arg.dtype)
+            key.append(pointer & 15 == 0)
+            if not pointer and arg.numel():
+                shape = tuple(arg.shape)
+                raise ValueError(
+                    f"a {kind.__name__} of shape {shape} has no storage of its own; "
+                    "pass a local tensor"
+                )
+            arg = pointer
+        values.append(arg)
+    entry = _compiled.get(tuple(key))
     if entry is None:
         compiled = kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
-        _compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(args) :])
+        tail = tuple(constants[name] for name in kernel.arg_names[len(args) :])
+        _compiled[tuple(key)] = compiled, tail
         return
     compiled, tail = entry
     stream = torch._C._cuda_getCurrentRawStream(device)
@@ -71,29 +92,5 @@ def _launch_cuda(
     else:
         compiled.run(
             *(*grid, 1, 1)[:3], stream, compiled.function, compiled.packed_metadata,
-            None, None, None, *args, *tail,
+            None, None, None, *values, *tail,
         )  # fmt: skip
-
-
-def _specialisation(args: tuple[Any, ...]) -> list[object]:
-    """What Triton compiles into the code of run-time arguments: dtype and alignment, divisibility
-    and width, presence.
-    """
-    key: list[object] = []
-    for arg in args:
-        kind = type(arg)
-        if kind is int:
-            key.append((arg == 1, arg & 15 == 0, -0x80000000 <= arg < 0x80000000))
-        elif arg is None or kind is float:
-            key.append(kind)
-        else:
-            pointer = arg.data_ptr()
-            if not pointer and arg.numel():
-                shape = tuple(arg.shape)
-                raise ValueError(
-                    f"a {kind.__name__} of shape {shape} has no storage of its own; "
-                    "pass a local tensor"
-                )
-            key.append(arg.dtype)
-            key.append(pointer & 15 == 0)
-    return key

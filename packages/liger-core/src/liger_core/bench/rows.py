@@ -2,7 +2,7 @@
 
 import runpy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Family:
-    """Contents of a `benchmarks/bench.py`.
+    """Contents of a `benchmarks/bench.py` or `benchmarks/bench_<topic>.py`.
 
     Args:
         rows: what to measure.
@@ -108,18 +108,26 @@ def compiled(load: Callable[[], Callable[..., Any]], **options: Any) -> Callable
 
 
 def load_family(root: Path, name: str) -> Family:
-    """Read `packages/liger-<name>/benchmarks/bench.py` and the OpSpec rows of its tests.
+    """Read `packages/liger-<name>/benchmarks/bench*.py` and the OpSpec rows of its tests.
 
     Raises:
         ValueError: no such package or no such file in it.
     """
     package = root / "packages" / f"liger-{name}"
-    path = package / "benchmarks" / "bench.py"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; run at the root of the repository or give --root")
-    family: Family = runpy.run_path(str(path))["FAMILY"]
-    specs = {spec.name: spec for spec in load_specs(str(package / "tests" / "specs.py"))}
-    missing = {row.op for row in family.rows} - set(specs)
+    paths = sorted((package / "benchmarks").glob("bench*.py"))
+    if not paths:
+        raise ValueError(
+            f"{package}/benchmarks has no bench.py; run at the root of the repository or give "
+            "--root"
+        )
+    parts: list[Family] = [runpy.run_path(str(path))["FAMILY"] for path in paths]
+    family = Family(
+        rows=tuple(row for part in parts for row in part.rows),
+        peers={title: peers for part in parts for title, peers in part.peers.items()},
+        heads=tuple(head for part in parts for head in part.heads),
+        specs={spec.name: spec for spec in load_specs(str(package / "tests" / "x"))},
+    )
+    missing = {row.op for row in family.rows} - set(family.specs)
     if missing:
-        raise ValueError(f"{package}/tests/specs.py has no OpSpec named {', '.join(missing)}")
-    return replace(family, specs=specs)
+        raise ValueError(f"{package}/tests has no OpSpec named {', '.join(sorted(missing))}")
+    return family

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         OpSpec as OpSpec,
         load_module as load_module,
         load_specs as load_specs,
+        replace as replace,
     )
     from .suite import OpSuite as OpSuite
 
@@ -19,7 +20,7 @@ __all__ = lazy_exports(
     __name__,
     {
         "numerics": ("assert_accurate",),
-        "spec": ("BenchCase", "Builder", "OpSpec", "load_module", "load_specs"),
+        "spec": ("BenchCase", "Builder", "OpSpec", "load_module", "load_specs", "replace"),
         "suite": ("OpSuite",),
     },
 )

@@ -46,7 +46,7 @@ def select(entries: list[Entry]) -> list[Entry]:
     """One entry per distinct code.
 
     Of those that differ only in what Triton takes from values (alignment, divisibility by 16,
-    integers equal to 1): the most and the least specialised, and all listed ones.
+    integers equal to 1): all listed ones, as specialised as it gets, and the least specialised.
     """
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -54,7 +54,7 @@ def select(entries: list[Entry]) -> list[Entry]:
     chosen: list[Entry] = []
     for group in groups.values():
         group.sort(key=lambda e: (len(e["aligned"]) + len(e["ones"]), len(e["small"])))
-        kept = [group[0], group[-1], *(e for e in group if e["listed"])]
+        kept = [group[0], *(e for e in group if e["listed"])]
         chosen += {json.dumps(e, sort_keys=True): e for e in kept}.values()
     return chosen
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from .memory import assert_peak, measured_peak
 from .numerics import same_bits
 from .running import Case, check_values, evaluate, leaves, tensors_of
 from .selection import per_option, per_spec
@@ -68,6 +69,16 @@ class Gpu:
             _bare(case, inputs, incoming)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.gpu
+    @per_spec
+    def test_peak_on_gpu(self, spec: OpSpec) -> None:
+        """Peak memory at the listed shapes is the documented formula."""
+        assert spec.peak or not spec.bench, f"{spec.name}: give `peak`, or skip this"
+        for bench in spec.bench:
+            case = Case(spec, bench.shape, bench.options, bench.dtype)
+            inputs = case.inputs()
+            assert_peak(case, measured_peak(case, inputs), inputs)
 
     @pytest.mark.gpu
     @pytest.mark.slow

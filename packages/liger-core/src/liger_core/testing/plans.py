@@ -6,6 +6,7 @@ from torch._subclasses import FakeTensorMode
 
 from . import launches
 from .interpreter import interpreting
+from .memory import assert_peak, counted_peak
 from .running import Case, leaves, tensors_of
 from .selection import per_spec
 from .spec import OpSpec
@@ -36,6 +37,18 @@ class Plans:
                 assert plan(Case(spec, bench.shape, bench.options, bench.dtype)), (
                     f"no launch at {bench.shape}"
                 )
+
+    @per_spec
+    def test_peak(self, spec: OpSpec) -> None:
+        """Peak memory at the listed shapes is the documented formula."""
+        if not interpreting():
+            pytest.skip("launches are planned in the interpreter")
+        assert spec.peak or not spec.bench, f"{spec.name}: give `peak`, or skip this"
+        for bench in spec.bench:
+            case = Case(spec, bench.shape, bench.options, bench.dtype)
+            with FakeTensorMode():
+                inputs = case.inputs(on=torch.device("cpu"))
+                assert_peak(case, counted_peak(case, inputs), inputs)
 
     @per_spec
     def test_large_offsets(self, spec: OpSpec) -> None:

@@ -1,7 +1,7 @@
 """`OpSpec`: an op, its reference and what to run them on, for tests and benchmarks.
 
-A package keeps its rows in `tests/specs.py` as `SPECS`. `suite.py` tests them, `liger_core.bench`
-times them.
+A package keeps its rows as `SPECS` in `tests/specs.py`, or in several `tests/specs_<topic>.py`.
+`suite.py` tests them, `liger_core.bench` times them.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BenchCase", "Builder", "OpSpec", "load_module", "load_specs"]
+__all__ = ["BenchCase", "Builder", "OpSpec", "load_module", "load_specs", "replace"]
 
 Shape = tuple[int, ...]
 Inputs = dict[str, Tensor]
@@ -88,6 +88,9 @@ class OpSpec:
             tests.
         bench: shapes to time.
         traffic: (shape, itemsize) -> bytes that forward and backward must move at least.
+        peak: (shape, itemsize, sms, **options) -> bytes that a full pass allocates at its peak,
+            results included, above inputs and incoming gradients; holds within 2 % at the shapes of
+            `bench`. `sms` is the number of streaming multiprocessors.
         files: how many files `liger vendor` writes for the op.
         peers: further implementations to time, by name, called with the same keywords.
     """
@@ -110,6 +113,7 @@ class OpSpec:
     skips: Mapping[str, str] = field(default_factory=dict)
     bench: tuple[BenchCase, ...] = ()
     traffic: Callable[[Shape, int], int] | None = None
+    peak: Callable[..., int] | None = None
     files: int = 1
     peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
@@ -131,8 +135,14 @@ class OpSpec:
 
 
 def load_specs(test_file: str) -> Sequence[OpSpec]:
-    """`SPECS` of the `specs.py` beside a test file."""
-    return tuple(load_module(Path(test_file).with_name("specs.py")).SPECS)
+    """All `SPECS` of the `specs*.py` beside a test file."""
+    paths = sorted(Path(test_file).parent.glob("specs*.py"))
+    return tuple(spec for path in paths for spec in load_module(path).SPECS)
+
+
+def replace(**changes: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    """A bad call for `errors`: each named argument becomes what its function makes of them all."""
+    return lambda args: args.update({name: change(args) for name, change in changes.items()})
 
 
 def load_module(path: Path) -> Any:
