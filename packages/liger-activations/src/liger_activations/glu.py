@@ -1,263 +1,292 @@
 """Gated linear units.
 
-    y = act(gate) * up
-    silu:       act(a) = a * sigmoid(a)
-    gelu_tanh:  act(a) = a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))
+    y = act(gate) * (up + up_offset),    act as in `pointwise.py`
 
-gate and up come as two tensors, or as one that holds them side by side, [gate | up], on its last
-dimension. The kernel computes in fp32 (fp64 for fp64 inputs) and rounds once. Only gate and up are
-kept for the backward.
+A `limit` keeps up in [-limit, limit] and gate, or act(gate), below it. gate and up come as two
+tensors, or as one that holds both on its last dimension. The kernel computes in fp32 (fp64 for fp64
+inputs) and rounds once. Only gate and up are kept for the backward.
 
-    gate, up, y [M, N]; gate_up [M, 2 N]; M rows, N columns
-    dup = dy * act(gate);  dgate = dy * up * act'(gate)
+    gate, up, y [M, N]; gate and up in one tensor [M, 2 N]; M rows, N columns
+    dup = dy * act(gate);  dgate = dy * (up + up_offset) * act'(gate);  0 beyond the limit
 
-Source: Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415 for the GELU.
+Source: Shazeer 2020, arXiv:2002.05202; OpenAI 2025, arXiv:2508.10925 for the limit.
 """
 
 from typing import Any
 
 import torch
 from liger_core.device import use_kernels
-from liger_core.kernels import as_rows, ceil_div
+from liger_core.kernels import ceil_div
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .pointwise import ACTIVATIONS, TILE, act_ref, flat_rows, gate_and_up
+
 __all__ = ["GLU", "GeGLU", "SwiGLU", "geglu", "glu", "glu_ref", "swiglu"]
 
-ACTIVATIONS = ("silu", "gelu_tanh")
+CHOICES = {
+    "activation": ACTIVATIONS,
+    "layout": ("concatenated", "up_first", "interleaved"),
+    "clamp": ("before", "after"),
+}
 
 
-def glu_ref(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> Tensor:
-    if up is None:
-        gate, up = gate.chunk(2, dim=-1)
-    if activation == "silu":
-        return torch.nn.functional.silu(gate) * up
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+def glu_ref(
+    gate: Tensor, up: Tensor | None = None, activation: str = "silu", *,
+    layout: str = "concatenated", alpha: float = 1.0, limit: float | None = None,
+    up_offset: float = 0.0, clamp: str = "before",
+) -> Tensor:  # fmt: skip
+    gate, up = _parts(gate, layout) if up is None else (gate, up)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit) if clamp == "before" else gate, up.clamp(-limit, limit)
+    y = act_ref(gate, activation, alpha)
+    y = y.clamp(max=limit) if limit is not None and clamp == "after" else y
+    return y * (up + up_offset if up_offset else up)
 
 
 @triton.jit
-def _act(a, ACT: tl.constexpr):
-    """act(a) and act'(a); both activations are a * sigmoid(u), the GELU since (1 + tanh(u)) / 2 =
-    sigmoid(2 u).
-    """
-    if ACT == "silu":
-        u = a
-        du = 1.0
+def _load(GATE, UP, OUT, row, tile, stride_gate, stride_up, N, BLOCK_N: tl.constexpr):
+    """A tile of gate and of up; interleaved ones (no UP) are loaded as they lie and then parted."""
+    if UP is None:
+        cols = tile * (2 * BLOCK_N) + tl.arange(0, 2 * BLOCK_N)
+        mask = cols < 2 * tl.cast(N, tl.int64)
+        pairs = tl.load(GATE + row * stride_gate + cols, mask=mask, other=0.0)
+        gate, up = tl.split(tl.reshape(pairs, [BLOCK_N, 2]))
     else:
-        tl.static_assert(ACT == "gelu_tanh")
-        u = 1.5957691216057308 * a * (1.0 + 0.044715 * a * a)
-        du = 1.5957691216057308 * (1.0 + 0.134145 * a * a)
-    s = 1.0 / (1.0 + tl.exp2(u * -1.4426950408889634))
-    return a * s, s + a * s * (1.0 - s) * du
+        cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        gate = tl.load(GATE + row * stride_gate + cols, mask=cols < N, other=0.0)
+        up = tl.load(UP + row * stride_up + cols, mask=cols < N, other=0.0)
+    acc = tl.float64 if OUT.dtype.element_ty == tl.float64 else tl.float32
+    return gate.to(acc), up.to(acc)
 
 
 @triton.jit
 def _glu_fwd_kernel(
-    GATE,
-    UP,
-    Y,
-    stride_gate,
-    stride_up,
-    N,
-    ACT: tl.constexpr,
-    FP64: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    GATE, UP, Y, stride_gate, stride_up, stride_y, N, alpha, limit, up_offset,
+    ACT: tl.constexpr, CLAMP: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     tiles = tl.cdiv(N, BLOCK_N)
     row = (tl.program_id(0) // tiles).to(tl.int64)
-    cols = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.float64 if FP64 else tl.float32
+    tile = (tl.program_id(0) % tiles).to(tl.int64)
+    cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
-    gate = tl.load(GATE + row * stride_gate + cols, mask=cols < N, other=0.0).to(acc)
-    up = tl.load(UP + row * stride_up + cols, mask=cols < N, other=0.0).to(acc)
-    y, _ = _act(gate, ACT)
-    tl.store(Y + row * N + cols, (y * up).to(Y.dtype.element_ty), mask=cols < N)
+    gate, up = _load(GATE, UP, Y, row, tile, stride_gate, stride_up, N, BLOCK_N)
+    y, _, up = gate_and_up(gate, up, alpha, limit, up_offset, ACT, CLAMP)
+    tl.store(Y + row * stride_y + cols, (y * up).to(Y.dtype.element_ty), mask=cols < N)
 
 
 @triton.jit
 def _glu_bwd_kernel(
     GATE, UP, DY, DGATE, DUP, stride_gate, stride_up, stride_dy, stride_dgate, stride_dup, N,
-    ACT: tl.constexpr, FP64: tl.constexpr, BLOCK_N: tl.constexpr,
+    alpha, limit, up_offset,
+    ACT: tl.constexpr, CLAMP: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(N, BLOCK_N)
     row = (tl.program_id(0) // tiles).to(tl.int64)
-    cols = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.float64 if FP64 else tl.float32
+    tile = (tl.program_id(0) % tiles).to(tl.int64)
+    cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
-    gate = tl.load(GATE + row * stride_gate + cols, mask=cols < N, other=0.0).to(acc)
-    up = tl.load(UP + row * stride_up + cols, mask=cols < N, other=0.0).to(acc)
-    dy = tl.load(DY + row * stride_dy + cols, mask=cols < N, other=0.0).to(acc)
-    y, slope = _act(gate, ACT)
-    if DGATE is not None:
-        tl.store(
-            DGATE + row * stride_dgate + cols,
-            (dy * up * slope).to(DGATE.dtype.element_ty),
-            mask=cols < N,
-        )
+    gate, up = _load(GATE, UP, DY, row, tile, stride_gate, stride_up, N, BLOCK_N)
+    dy = tl.load(DY + row * stride_dy + cols, mask=cols < N, other=0.0).to(gate.dtype)
+    y, slope, factor = gate_and_up(gate, up, alpha, limit, up_offset, ACT, CLAMP)
+    dgate = dy * factor * slope
+    dup = dy * y
+    if limit is not None:
+        limit = tl.cast(limit, gate.dtype)
+        dup = tl.where(tl.abs(up) <= limit, dup, 0.0)
+        if CLAMP == "before":
+            dgate = tl.where(gate <= limit, dgate, 0.0)
+    if UP is None:
+        cols = tile * (2 * BLOCK_N) + tl.arange(0, 2 * BLOCK_N)
+        pairs = tl.reshape(tl.join(dgate, dup), [2 * BLOCK_N]).to(DGATE.dtype.element_ty)
+        tl.store(DGATE + row * stride_dgate + cols, pairs, mask=cols < 2 * tl.cast(N, tl.int64))
+    elif DGATE is not None:
+        dgate = dgate.to(DGATE.dtype.element_ty)
+        tl.store(DGATE + row * stride_dgate + cols, dgate, mask=cols < N)
     if DUP is not None:
-        tl.store(DUP + row * stride_dup + cols, (dy * y).to(DUP.dtype.element_ty), mask=cols < N)
+        tl.store(DUP + row * stride_dup + cols, dup.to(DUP.dtype.element_ty), mask=cols < N)
 
 
-# columns of a tile and warps: 16 bytes of bf16 a thread and operand
-_CONFIG = (2048, 8)
+def _parts(both: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """Views of gate and up in one tensor."""
+    if layout == "interleaved":
+        return both[..., ::2], both[..., 1::2]
+    first, second = both.chunk(2, dim=-1)
+    return (second, first) if layout == "up_first" else (first, second)
 
 
-def _rows(*tensors: Tensor | None) -> list[Any]:
-    """2-D views with unit inner stride; one long row where all are contiguous, so that no tile is
-    cut short.
+def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Any) -> None:
+    """`tensors` begin with gate, up and one of the shape of y."""
+    rows, strides = flat_rows(*tensors)
+    M, N = rows[2].shape
+    block_n, warps = TILE
+    activation, clamp, *numbers = options
+    launch(
+        kernel, (M * ceil_div(N, block_n),), *rows, *strides, N, *numbers,
+        num_warps=warps, ACT=activation, CLAMP=clamp, BLOCK_N=block_n,
+    )  # fmt: skip
+
+
+def glu_fwd(gate: Tensor, up: Tensor | None, *options: Any) -> Tensor:
+    """gate and up of one shape, or both interleaved in gate -> y, contiguous. `options` are
+    activation, clamp and, None where without effect, alpha, limit, up_offset.
     """
-    if all(t is None or t.is_contiguous() for t in tensors):
-        return [t if t is None else t.view(1, -1) for t in tensors]
-    return [t if t is None else as_rows(t) for t in tensors]
-
-
-def glu_fwd(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """gate, up of one shape -> y, contiguous."""
-    y = torch.empty(gate.shape, dtype=torch.promote_types(gate.dtype, up.dtype), device=gate.device)
+    shape = gate.shape if up is not None else (*gate.shape[:-1], gate.shape[-1] // 2)
+    dtype = gate.dtype if up is None else torch.promote_types(gate.dtype, up.dtype)
+    y = torch.empty(shape, dtype=dtype, device=gate.device)
     if y.numel():
-        gate, up = _rows(gate, up)
-        M, N = gate.shape
-        block_n, warps = _CONFIG
-        launch(
-            _glu_fwd_kernel, (M * ceil_div(N, block_n),),
-            gate, up, y, gate.stride(0), up.stride(0), N,
-            num_warps=warps, ACT=activation, FP64=y.dtype == torch.float64, BLOCK_N=block_n,
-        )  # fmt: skip
+        _launch(_glu_fwd_kernel, (gate, up, y), options)
     return y
 
 
 def glu_bwd(
-    dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor | None, dup: Tensor | None, activation: str
-) -> None:
-    """Writes dgate and dup, each a tensor of the shape of gate with unit inner stride, or None."""
-    if not gate.numel():
-        return
-    dy, gate, up, dgate, dup = _rows(dy, gate, up, dgate, dup)
-    M, N = gate.shape
-    block_n, warps = _CONFIG
-    launch(
-        _glu_bwd_kernel, (M * ceil_div(N, block_n),),
-        gate, up, dy, dgate, dup, gate.stride(0), up.stride(0), dy.stride(0),
-        dgate.stride(0) if dgate is not None else 0, dup.stride(0) if dup is not None else 0, N,
-        num_warps=warps, ACT=activation, FP64=dy.dtype == torch.float64, BLOCK_N=block_n,
-    )  # fmt: skip
+    dy: Tensor, gate: Tensor, up: Tensor | None, dgate: Tensor | None, dup: Tensor | None,
+    *options: Any,
+) -> None:  # fmt: skip
+    """Writes dgate and dup, of the shapes of gate and up with unit inner stride, or None."""
+    if dy.numel():
+        _launch(_glu_bwd_kernel, (gate, up, dy, dgate, dup), options)
 
 
 class GLUFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, activation):
+    def forward(ctx, gate, up, layout, activation, clamp, alpha, limit, up_offset):
         ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        if up is None:
-            gate, up = gate.chunk(2, dim=-1)
-        return glu_fwd(gate, up, activation)
+        ctx.layout, ctx.options = layout, (activation, clamp, alpha, limit, up_offset)
+        if up is None and layout != "interleaved":
+            gate, up = _parts(gate, layout)
+        return glu_fwd(gate, up, activation, clamp, alpha, limit, up_offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         gate, up = ctx.saved_tensors
-        if up is None:
-            both = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-            gate, up = gate.chunk(2, dim=-1)
-            halves = both.chunk(2, dim=-1)
-            glu_bwd(dy, gate, up, halves[0], halves[1], ctx.activation)
-            return both, None, None
-        need_gate, need_up, _ = ctx.needs_input_grad
-        dgate = torch.empty_like(gate, memory_format=torch.contiguous_format) if need_gate else None
-        dup = torch.empty_like(up, memory_format=torch.contiguous_format) if need_up else None
-        glu_bwd(dy, gate, up, dgate, dup, ctx.activation)
-        return dgate, dup, None
+        need_gate, need_up, *_ = ctx.needs_input_grad
+        dgate: Any = gate.new_empty(gate.shape) if need_gate else None
+        dup = up.new_empty(up.shape) if need_up else None
+        if up is None and ctx.layout != "interleaved":
+            parts = *_parts(gate, ctx.layout), *_parts(dgate, ctx.layout)
+            glu_bwd(dy, *parts, *ctx.options)
+        else:
+            glu_bwd(dy, gate, up, dgate, dup, *ctx.options)
+        return dgate, dup, None, None, None, None, None, None
 
 
-def glu(gate: Tensor, up: Tensor | None = None, activation: str = "silu") -> Tensor:
-    """Gated linear unit: y = act(gate) * up.
+def glu(
+    gate: Tensor, up: Tensor | None = None, activation: str = "silu", *,
+    layout: str = "concatenated", alpha: float = 1.0, limit: float | None = None,
+    up_offset: float = 0.0, clamp: str = "before",
+) -> Tensor:  # fmt: skip
+    """Gated linear unit: y = act(gate) * (up + up_offset).
+
+    gpt-oss and MiniMax-M3 have alpha=1.702, limit=7.0, up_offset=1.0, the former interleaved;
+    DeepSeek-V4 has limit=10.0, Step-3.7 clamp="after"; `torch.nn.functional.glu` is the activation
+    "sigmoid" with layout "up_first".
 
     Args:
-        gate: [..., N], or [..., 2 N] holding [gate | up] when `up` is None. float16, bfloat16,
+        gate: [..., N], or [..., 2 N] holding gate and up when `up` is None. float16, bfloat16,
             float32 or float64.
         up: [..., N] or None.
-        activation: "silu" or "gelu_tanh".
+        activation: "silu", "gelu" (by erf), "gelu_tanh", "relu", "relu_squared" or "sigmoid".
+        layout: of gate and up in one tensor: "concatenated" [gate | up], "up_first" [up | gate] or
+            "interleaved" [gate_0, up_0, gate_1, ...].
+        alpha: of the silu, a * sigmoid(alpha * a); alpha, limit and up_offset are taken as fp32.
+        limit: largest gate and absolute value of up. Gradients beyond it are 0, as with
+            `torch.clamp`.
+        up_offset: added to up.
+        clamp: "before" applies the limit to the gate, "after" to act(gate).
 
     Returns:
         [..., N] in the promoted dtype of gate and up, formed in fp32 (fp64 for float64) and rounded
-        once.
+        once. Peak memory: 3 M N elements, of the result and the two gradients.
 
     Raises:
         ValueError: shapes or devices that differ, an odd last dimension without `up`, an unknown
-            activation.
+            choice, a layout with `up`, an alpha without the silu, a limit that is not positive.
         TypeError: a dtype that is not floating point.
 
     Source: Shazeer 2020, arXiv:2002.05202.
     """
-    _check(gate, up, activation)
+    _check(gate, up, activation, layout, alpha, limit, clamp)
     if not use_kernels(gate):
-        return glu_ref(gate, up, activation)
-    return GLUFunction.apply(gate, up, activation)
+        return glu_ref(
+            gate, up, activation,
+            layout=layout, alpha=alpha, limit=limit, up_offset=up_offset, clamp=clamp,
+        )  # fmt: skip
+    return GLUFunction.apply(
+        gate, up, layout, activation, clamp,
+        None if alpha == 1.0 else float(alpha), None if limit is None else float(limit),
+        None if up_offset == 0.0 else float(up_offset),
+    )  # fmt: skip
 
 
-def _check(gate: Tensor, up: Tensor | None, activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"glu: activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-        )
-    if up is None:
-        if gate.ndim < 1 or gate.shape[-1] % 2:
-            raise ValueError(
-                f"glu: [gate | up] {tuple(gate.shape)} must have an even last dimension"
-            )
-    elif gate.shape != up.shape:
-        raise ValueError(
-            f"glu: gate {tuple(gate.shape)} and up {tuple(up.shape)} must have one shape"
-        )
-    elif gate.device != up.device:
+def _check(
+    gate: Tensor, up: Tensor | None, activation: str, layout: str, alpha: float,
+    limit: float | None, clamp: str,
+) -> None:  # fmt: skip
+    for name, value in (("activation", activation), ("layout", layout), ("clamp", clamp)):
+        if value not in CHOICES[name]:
+            known = ", ".join(CHOICES[name])
+            raise ValueError(f"glu: {name} must be one of {known}, not {value!r}")
+    if alpha != 1.0 and activation != "silu":
+        raise ValueError(f"glu: alpha {alpha} is for the silu, not for {activation}")
+    if limit is not None and not limit > 0:
+        raise ValueError(f"glu: limit must be positive, got {limit}")
+    if up is not None and layout != "concatenated":
+        raise ValueError(f"glu: layout {layout} is for gate and up in one tensor")
+    if up is None and (gate.ndim < 1 or gate.shape[-1] % 2):
+        raise ValueError(f"glu: {tuple(gate.shape)} without up must have an even last dimension")
+    up = gate if up is None else up
+    if gate.shape != up.shape:
+        raise ValueError(f"glu: gate {tuple(gate.shape)}, up {tuple(up.shape)} must have one shape")
+    if gate.device != up.device:
         raise ValueError(f"glu: gate is on {gate.device}, up on {up.device}")
-    if not gate.is_floating_point() or (up is not None and not up.is_floating_point()):
-        raise TypeError(
-            f"glu: gate {gate.dtype} and up {None if up is None else up.dtype} must be "
-            "floating point"
-        )
+    if not (gate.is_floating_point() and up.is_floating_point()):
+        raise TypeError(f"glu: gate {gate.dtype}, up {up.dtype} must be floating point")
 
 
-def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
-    """silu(gate) * up: `glu` with activation "silu"."""
-    return glu(gate, up, "silu")
+def swiglu(gate: Tensor, up: Tensor | None = None, **options: Any) -> Tensor:
+    """silu(gate) * up: `glu` with activation "silu", and its options."""
+    return glu(gate, up, "silu", **options)
 
 
-def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "tanh") -> Tensor:
-    """gelu(gate) * up: `glu` with the GELU named as in `torch.nn.functional.gelu`; "tanh" is the
-    one there is.
+def geglu(
+    gate: Tensor, up: Tensor | None = None, approximate: str = "tanh", **options: Any
+) -> Tensor:
+    """gelu(gate) * up: `glu` with the GELU named as in `torch.nn.functional.gelu`, and its options.
 
     Raises:
-        ValueError: another value of `approximate`.
+        ValueError: an `approximate` other than "tanh" and "none".
     """
-    return glu(gate, up, f"gelu_{approximate}")
+    return glu(gate, up, f"gelu_{approximate}".removesuffix("_none"), **options)
 
 
 class GLU(torch.nn.Module):
-    """`glu` with a fixed activation; called with gate and up, or with [gate | up]."""
+    """`glu` with fixed options; called with gate and up, or with both in one tensor."""
 
-    def __init__(self, activation: str = "silu"):
+    def __init__(self, activation: str = "silu", **options: Any):
         super().__init__()
-        self.activation = activation
+        self.activation, self.options = activation, options
 
     def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
-        return glu(gate, up, self.activation)
+        return glu(gate, up, self.activation, **self.options)
 
     def extra_repr(self) -> str:
-        return repr(self.activation)
+        options = [f"{name}={value!r}" for name, value in self.options.items()]
+        return ", ".join([repr(self.activation), *options])
 
 
 class SwiGLU(GLU):
     """`swiglu` as a module."""
 
-    def __init__(self):
-        super().__init__("silu")
+    def __init__(self, **options: Any):
+        super().__init__("silu", **options)
 
 
 class GeGLU(GLU):
     """`geglu` as a module."""
 
-    def __init__(self, approximate: str = "tanh"):
-        super().__init__(f"gelu_{approximate}")
+    def __init__(self, approximate: str = "tanh", **options: Any):
+        super().__init__(f"gelu_{approximate}".removesuffix("_none"), **options)
