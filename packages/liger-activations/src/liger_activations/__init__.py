@@ -1,4 +1,4 @@
-"""Gated linear units: SwiGLU and GeGLU."""
+"""Gated linear units, softmax, sparsemax."""
 
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,25 @@ if TYPE_CHECKING:
         glu as glu,
         swiglu as swiglu,
     )
+    from .relu_squared import (
+        ReLUSquared as ReLUSquared,
+        relu_squared as relu_squared,
+    )
+    from .softmax import Softmax as Softmax, softmax as softmax
+    from .sparsemax import Sparsemax as Sparsemax, sparsemax as sparsemax
+    from .tiled_mlp import (
+        TiledMLP as TiledMLP,
+        tiled_mlp as tiled_mlp,
+    )
 
 __version__ = "0.1.0"
-__all__ = lazy_exports(__name__, {"glu": ("GLU", "GeGLU", "SwiGLU", "geglu", "glu", "swiglu")})
+__all__ = lazy_exports(
+    __name__,
+    {
+        "glu": ("GLU", "GeGLU", "SwiGLU", "geglu", "glu", "swiglu"),
+        "relu_squared": ("ReLUSquared", "relu_squared"),
+        "softmax": ("Softmax", "softmax"),
+        "sparsemax": ("Sparsemax", "sparsemax"),
+        "tiled_mlp": ("TiledMLP", "tiled_mlp"),
+    },
+)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
         fused_add_layer_norm as fused_add_layer_norm,
         fused_add_rms_norm as fused_add_rms_norm,
     )
+    from .gated_rms_norm import GatedRMSNorm as GatedRMSNorm, gated_rms_norm as gated_rms_norm
+    from .group_norm import GroupNorm as GroupNorm, group_norm as group_norm
     from .layer_norm import LayerNorm as LayerNorm, layer_norm as layer_norm
     from .modulated_norm import (
         ModulatedLayerNorm as ModulatedLayerNorm,
@@ -33,6 +35,8 @@ __all__ = lazy_exports(
             "fused_add_layer_norm",
             "fused_add_rms_norm",
         ),
+        "gated_rms_norm": ("GatedRMSNorm", "gated_rms_norm"),
+        "group_norm": ("GroupNorm", "group_norm"),
         "layer_norm": ("LayerNorm", "layer_norm"),
         "modulated_norm": (
             "ModulatedLayerNorm",
