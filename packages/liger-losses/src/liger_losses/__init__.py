@@ -1,4 +1,4 @@
-"""Cross entropy, over logits and fused with the linear head before it."""
+"""Losses over logits, and fused with the linear head before them."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
         LinearCrossEntropyLoss as LinearCrossEntropyLoss,
         linear_cross_entropy as linear_cross_entropy,
     )
+    from .linear_log_probs import linear_log_probs as linear_log_probs
+    from .log_probs import LogProbs as LogProbs, log_probs as log_probs
 
 __version__ = "0.1.0"
 __all__ = lazy_exports(
@@ -17,5 +19,7 @@ __all__ = lazy_exports(
     {
         "cross_entropy": ("CrossEntropyLoss", "cross_entropy"),
         "linear_cross_entropy": ("LinearCrossEntropyLoss", "linear_cross_entropy"),
+        "linear_log_probs": ("linear_log_probs",),
+        "log_probs": ("LogProbs", "log_probs"),
     },
 )

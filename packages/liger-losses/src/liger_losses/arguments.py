@@ -1,11 +1,13 @@
 """What the losses of this package check in their arguments and make of them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .row_loss import Settings
 
-__all__ = ["check_loss", "mean_scale"]
+__all__ = ["autocast", "check_head", "check_loss", "check_target", "mean_scale"]
 
 
 def mean_scale(
@@ -31,6 +33,56 @@ def mean_scale(
     return torch.full((), 1.0 / normalizer, dtype=dtype, device=target.device)
 
 
+def autocast(*tensors: Any) -> list[Any]:
+    """What a linear layer would compute with: under autocast, copies in its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    ]
+
+
+def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | None) -> None:
+    """Raises where hidden states, head and targets do not fit each other."""
+    shapes = [tuple(t.shape) for t in (input, W, target)]
+    if input.ndim < 1 or W.ndim != 2 or shapes[0] != (*shapes[2], shapes[1][1]):
+        raise ValueError(
+            f"{name}: input, linear_weight and target must be [..., H], [V, H] and [...], "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    if b is not None and b.shape != W.shape[:1]:
+        raise ValueError(f"{name}: linear_bias {tuple(b.shape)} must be [V] with V = {W.shape[0]}")
+    for what, tensor in (("linear_weight", W), ("linear_bias", b)):
+        if tensor is not None and (tensor.device != input.device or tensor.dtype != input.dtype):
+            kind = ValueError if tensor.device != input.device else TypeError
+            there = f"{what} {tensor.dtype} on {tensor.device}"
+            raise kind(f"{name}: input is {input.dtype} on {input.device}, {there}")
+    if not input.is_floating_point():
+        raise TypeError(f"{name}: input {input.dtype} must be floating point")
+
+
+def check_target(
+    name: str, target: Tensor, softcap: float | None, logit_scale: float, device: torch.device
+) -> None:
+    """Raises for targets and numbers that no loss of labels takes."""
+    if target.is_floating_point():
+        raise TypeError(
+            f"{name}: target {target.dtype} must hold class indices; "
+            "probabilities are not supported"
+        )
+    if target.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: target {target.dtype} must be int64 or int32")
+    if target.device != device:
+        raise ValueError(f"{name}: input is on {device}, target on {target.device}")
+    if softcap is not None and softcap <= 0.0:
+        raise ValueError(f"{name}: softcap must be positive, got {softcap}")
+    if logit_scale <= 0.0:
+        raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
+
+
 def check_loss(
     name: str,
     target: Tensor,
@@ -41,25 +93,14 @@ def check_loss(
     device: torch.device,
 ) -> None:
     """Raises for what `cross_entropy` and `linear_cross_entropy` have in common."""
-    if target.is_floating_point():
-        raise TypeError(
-            f"{name}: target {target.dtype} must hold class indices; "
-            "probabilities are not supported"
-        )
-    if target.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name}: target {target.dtype} must be int64 or int32")
+    check_target(name, target, settings.softcap, settings.logit_scale, device)
     if weight is not None and weight.shape != (V,):
         raise ValueError(f"{name}: weight {tuple(weight.shape)} must be [V] with V = {V}")
-    for what, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.device != device:
-            raise ValueError(f"{name}: input is on {device}, {what} on {tensor.device}")
+    if weight is not None and weight.device != device:
+        raise ValueError(f"{name}: input is on {device}, weight on {weight.device}")
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', not {reduction!r}")
     if not 0.0 <= settings.label_smoothing <= 1.0:
         raise ValueError(
             f"{name}: label_smoothing must be in [0, 1], got {settings.label_smoothing}"
         )
-    if settings.softcap is not None and settings.softcap <= 0.0:
-        raise ValueError(f"{name}: softcap must be positive, got {settings.softcap}")
-    if settings.logit_scale <= 0.0:
-        raise ValueError(f"{name}: logit_scale must be positive, got {settings.logit_scale}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .row_loss import Rows, Settings, row_loss_bwd, row_loss_fwd
 
-__all__ = ["Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
+__all__ = ["Chunks", "Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
 
 
 class Grads(NamedTuple):
@@ -55,7 +55,7 @@ def _chunk_rows(M: int, V: int, itemsize: int, kernels: bool, chunk_bytes: int |
     return min(-(-even // 128) * 128, rows) if rows >= 128 else rows
 
 
-class _Chunks:
+class Chunks:
     """The loop over chunks of rows: logits in one buffer, gradients gathered from what the row
     kernel leaves there.
     """
@@ -69,17 +69,22 @@ class _Chunks:
         ignore_index: int,
         chunk_bytes: int | None,
         static: bool,
+        index: Tensor | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
         # one early look at the device; without it every token is computed
-        self.index = None if static else (target != ignore_index).nonzero().squeeze(1)
+        if index is None and not static:
+            index = (target != ignore_index).nonzero().squeeze(1)
         # the last token of each sequence alone is not worth a gather
-        if self.index is not None and 64 * self.index.numel() > 63 * target.numel():
-            self.index = None
+        few = index is not None and 64 * index.numel() <= 63 * target.numel()
+        self.index = index if few else None
         self.M = target.numel() if self.index is None else self.index.numel()
-        self.rows = max(
-            _chunk_rows(self.M, W.shape[0], x.element_size(), use_kernels(x), chunk_bytes), 1
-        )
+        self.rows = Chunks.size(self.M, W, x, chunk_bytes)
+
+    @staticmethod
+    def size(M: int, W: Tensor, x: Tensor, chunk_bytes: int | None) -> int:
+        """Rows of a chunk of M in all."""
+        return max(_chunk_rows(M, W.shape[0], x.element_size(), use_kernels(x), chunk_bytes), 1)
 
     def grads(self, need: Sequence[bool]) -> Grads:
         """Buffers for the gradients that are needed."""
@@ -154,7 +159,7 @@ def linear_cross_entropy_fwd(
     """Loss and statistics of each row; with `g` (0-d) also the gradients of sum(loss) * g that
     `need` asks for.
     """
-    chunks = _Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
+    chunks = Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
     acc = torch.promote_types(x.dtype, torch.float32)
     rows = Rows(*(torch.zeros(target.numel(), dtype=acc, device=x.device) for _ in range(3)))
     with_grads = g is not None and any(need)
@@ -173,7 +178,7 @@ def linear_cross_entropy_bwd(
     rows: Rows, need: Sequence[bool], settings: Settings, chunk_bytes: int | None, static: bool,
 ) -> Grads:  # fmt: skip
     """Gradients of sum(loss * g), g [M], from logits made again chunk by chunk."""
-    chunks = _Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
+    chunks = Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
     grads = chunks.grads(need)
     for i, (where, x_c, target_c, logits) in enumerate(chunks):
         part = Rows(*(t[where] for t in rows))

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_loss, mean_scale
+from .arguments import autocast, check_head, check_loss, mean_scale
 from .cross_entropy import cross_entropy_ref
 from .head_op import head_loss
 from .row_loss import Settings
@@ -106,9 +106,15 @@ def linear_cross_entropy(
     settings = Settings(
         ignore_index, float(label_smoothing), float(z_loss), softcap, float(logit_scale)
     )
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
-    _check(input, linear_weight, target, linear_bias, weight, reduction, settings, normalizer)
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    name = "linear_cross_entropy"
+    check_head(name, input, linear_weight, target, linear_bias)
     V, H = linear_weight.shape
+    check_loss(name, target, weight, reduction, settings, V, input.device)
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(
+            f"{name}: normalizer is what reduction='mean' divides by; reduction is {reduction!r}"
+        )
     if chunk_bytes is None and isinstance(getattr(options, "batch_chunk_size", None), int):
         chunk_bytes = options.batch_chunk_size * V * input.element_size()
     x, flat = input.reshape(-1, H), target.reshape(-1).contiguous()
@@ -126,45 +132,6 @@ def linear_cross_entropy(
         reduction == "none",
     )  # fmt: skip
     return loss.reshape(target.shape) if reduction == "none" else loss
-
-
-def _autocast(*tensors: Any) -> list[Any]:
-    """What a linear layer would compute with: under autocast, copies in its dtype."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    ]
-
-
-def _check(
-    input: Tensor, W: Tensor, target: Tensor, b: Tensor | None, weight: Tensor | None,
-    reduction: str, settings: Settings, normalizer: float | Tensor | None,
-) -> None:  # fmt: skip
-    name = "linear_cross_entropy"
-    shapes = [tuple(t.shape) for t in (input, W, target)]
-    if input.ndim < 1 or W.ndim != 2 or shapes[0] != (*shapes[2], shapes[1][1]):
-        raise ValueError(
-            f"{name}: input, linear_weight and target must be [..., H], [V, H] and [...], "
-            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
-        )
-    if b is not None and b.shape != W.shape[:1]:
-        raise ValueError(f"{name}: linear_bias {tuple(b.shape)} must be [V] with V = {W.shape[0]}")
-    for what, tensor in (("linear_weight", W), ("linear_bias", b)):
-        if tensor is not None and (tensor.device != input.device or tensor.dtype != input.dtype):
-            kind = ValueError if tensor.device != input.device else TypeError
-            there = f"{what} {tensor.dtype} on {tensor.device}"
-            raise kind(f"{name}: input is {input.dtype} on {input.device}, {there}")
-    if not input.is_floating_point():
-        raise TypeError(f"{name}: input {input.dtype} must be floating point")
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(
-            f"{name}: normalizer is what reduction='mean' divides by; reduction is {reduction!r}"
-        )
-    check_loss(name, target, weight, reduction, settings, W.shape[0], input.device)
 
 
 class LinearCrossEntropyLoss(torch.nn.Module):
