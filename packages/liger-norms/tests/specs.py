@@ -54,6 +54,7 @@ RESIDUAL_ERRORS = (
     (replace(residual=lambda a: a["residual"].long()), TypeError, "floating point"),
     (replace(residual=lambda a: a["residual"].to("meta")), ValueError, "is on"),
 )
+NO_COLUMN = {"edge_size_one": "one column has variance 0, and a gradient that is rounding noise"}
 SHARED = {
     # rows of one column cancel to rounding noise; everywhere else 1.25 holds
     "bound": 2.0,
@@ -115,7 +116,8 @@ SPECS = [
         ref=layer_norm_ref,
         inputs=with_bias,
         options=({}, {"offset": 1.0}),
-        shapes=SHAPES,
+        shapes=tuple(shape for shape in SHAPES if shape[-1] > 1),
+        skips=NO_COLUMN,
         grad=("x", "weight", "bias"),
         mixed=({"x": torch.bfloat16}, {"weight": torch.bfloat16}, {"bias": torch.bfloat16}),
         rows=("x",),
@@ -146,7 +148,8 @@ SPECS = [
         op=fused_add_layer_norm,
         ref=fused_add_layer_norm_ref,
         inputs=with_residual(with_bias),
-        shapes=FEW,
+        shapes=tuple(shape for shape in FEW if shape[-1] > 1),
+        skips=NO_COLUMN,
         grad=("x", "residual", "weight", "bias"),
         mixed=({"x": torch.bfloat16},),
         rows=("x", "residual"),

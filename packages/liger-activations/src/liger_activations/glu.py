@@ -123,6 +123,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Any) -> No
     M, N = rows[2].shape
     block_n, warps = TILE
     activation, clamp, *numbers = options
+    if activation == "gelu" and rows[2].element_size() == 2:
+        activation = "gelu_16"
     launch(
         kernel, (M * ceil_div(N, block_n),), *rows, *strides, N, *numbers,
         num_warps=warps, ACT=activation, CLAMP=clamp, BLOCK_N=block_n,

@@ -36,7 +36,8 @@ def tiled_mlp_ref(mlp: Callable[..., Tensor], x: Tensor, shared: Sequence[Tensor
 def _tiles(x: Tensor, rows: int) -> list[Tensor]:
     """[1, ..., rows, H], with as many dimensions as x; one tile where x is empty."""
     flat = x.flatten(0, -2) if x.ndim > 1 else x[None]
-    return [tile[(None,) * (x.ndim - 2)] for tile in flat.split(rows)]
+    tiles = flat.split(rows) if flat.shape[0] else (flat,)
+    return [tile[(None,) * (x.ndim - 2)] for tile in tiles]
 
 
 def _checked(y: Tensor, tile: Tensor) -> Tensor:

@@ -35,21 +35,27 @@ __all__ = ["RowNormFunction", "row_norm_bwd", "row_norm_fwd"]
 _WIDEST = 32768
 
 
-def _config(N: int, itemsize: int, operands: int, sums: int = 1) -> tuple[int, int, int, int]:
-    """Rows and columns of a tile, warps, pipeline stages of the backward.
+def _fwd_config(N: int, itemsize: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile and warps: 2048 elements or one row, a wide one in pieces."""
+    if N * itemsize > _WIDEST:
+        return 1, _WIDEST // 2 // itemsize, 16
+    block_n = power_of_2(N)
+    block_m = max(1, 2048 // block_n)
+    return block_m, block_n, min(max(block_m * block_n // 1024, 4), 16)
 
-    A tile has 8192 elements, half of that beside two running `sums`, or one row. Stages beyond the
-    first hold the tiles of the `operands` that are read in shared memory, of which every target
-    lends 128 KiB.
+
+def _bwd_config(N: int, itemsize: int, operands: int, sums: int) -> tuple[int, int, int, int, int]:
+    """Rows and columns of a tile, warps, stages, programs an SM.
+
+    Stages beyond the first hold the tiles of the `operands` that are read in shared memory, of
+    which every target lends 128 KiB.
     """
-    block_n = power_of_2(N) if N * itemsize <= _WIDEST else 8192
-    block_m = max(1, 8192 // max(sums, 1) // max(block_n, 64))
+    block_n = power_of_2(N)
+    two = sums == 2 and block_n <= 4096
+    block_m = max(1, (4096 if two else 8192) // max(block_n, 64))
+    warps = 4 if two else 16 if block_m > 4 else 8
     stages = 1 + 2**17 // (block_m * block_n * itemsize * operands)
-    return block_m, block_n, _warps(block_m * block_n), max(1, min(stages, 3))
-
-
-def _warps(elements: int) -> int:
-    return min(max(elements // 512, 4), 16)
+    return block_m, block_n, warps, max(1, min(stages, 3)), 2 if two else 1
 
 
 def row_norm_fwd(
@@ -74,14 +80,12 @@ def row_norm_fwd(
     mean = torch.empty_like(rstd) if layer else None
     if M:
         G = _groups(w, b)
-        block_m, block_n, _, _ = _config(N, dtype.itemsize, 1)
-        # short rows: smaller programs, since there is nothing to carry from row to row
-        block_m = max(1, block_m // 4) if block_m > 8 else block_m
+        block_m, block_n, warps = _fwd_config(N, dtype.itemsize)
         launch(
             _row_norm_fwd_kernel, (ceil_div(M, block_m),),
             rows, more, w, b, s, y, mean, rstd, rows.stride(0),
-            0 if more is None else more.stride(0), M, N, M // G, eps, offset,
-            num_warps=_warps(block_m * block_n), CAST=cast, GROUPED=G > 1,
+            0 if more is None else more.stride(0), M, N, M // G, eps, offset or None,
+            num_warps=warps, CAST=cast, GROUPED=G > 1,
             TILES=ceil_div(N, block_n), BLOCK_M=block_m, BLOCK_N=block_n,
         )  # fmt: skip
     return y, s, mean, rstd
@@ -115,12 +119,13 @@ def row_norm_bwd(
 def _launch_bwd(dy, ds, dx, s, w, mean, rstd, offset, cast, wanted, need, G):
     M, N = s.shape
     T, wide = M // G, N * s.element_size() > _WIDEST
-    operands = 2 if ds is None else 3
-    block_m, block_n, warps, stages = _config(N, s.element_size(), operands, len(wanted))
-    programs = num_sms(s)
+    block_m, block_n, warps, stages, programs = _bwd_config(
+        N, s.element_size(), 2 if ds is None else 3, len(wanted)
+    )
+    programs *= num_sms(s)
     if wide:
         block_m, block_n, warps = 4, 1024, 4
-        programs = ceil_div(8 * programs, ceil_div(N, block_n))
+        programs = ceil_div(8 * num_sms(s), ceil_div(N, block_n))
     P = max(1, min(ceil_div(programs, G), ceil_div(T, block_m)))
     sums = dtype = None
     if wanted:
@@ -133,7 +138,7 @@ def _launch_bwd(dy, ds, dx, s, w, mean, rstd, offset, cast, wanted, need, G):
     if not wide:
         launch(
             _row_norm_bwd_kernel, (G * P,),
-            s, w, dy, ds, dx, mean, rstd, sums, *strides, N, T, P, offset,
+            s, w, dy, ds, dx, mean, rstd, sums, *strides, N, T, P, offset or None,
             num_warps=warps, **constants, BLOCK_M=block_m, BLOCK_N=block_n, STAGES=stages,
         )  # fmt: skip
     else:
@@ -141,12 +146,12 @@ def _launch_bwd(dy, ds, dx, s, w, mean, rstd, offset, cast, wanted, need, G):
         if dx is not None:
             launch(
                 _wide_means_kernel, (M,),
-                s, w, dy, mean, rstd, c1, c2, *strides[:2], N, T, offset,
-                num_warps=16, BLOCK_N=8192,
+                s, w, dy, mean, rstd, c1, c2, *strides[:2], N, T, offset or None,
+                num_warps=16, BLOCK_N=_WIDEST // 2 // s.element_size(),
             )  # fmt: skip
         launch(
             _wide_bwd_kernel, (ceil_div(N, block_n), G * P),
-            s, w, dy, ds, dx, mean, rstd, c1, c2, sums, *strides, N, T, P, offset,
+            s, w, dy, ds, dx, mean, rstd, c1, c2, sums, *strides, N, T, P, offset or None,
             num_warps=warps, **constants, BLOCK_M=block_m, BLOCK_N=block_n,
         )  # fmt: skip
     if sums is None:
@@ -155,7 +160,7 @@ def _launch_bwd(dy, ds, dx, s, w, mean, rstd, offset, cast, wanted, need, G):
     total = sums.view(shape) if P == 1 else sum_partials(sums, dtype, shape)
     if len(wanted) == 1:
         return [total]
-    return [part.to(t.dtype) for part, t in zip(total, wanted, strict=True)]
+    return [total[0].to(wanted[0].dtype), total[1].to(wanted[1].dtype)]
 
 
 def _groups(w: Tensor | None, b: Tensor | None) -> int:

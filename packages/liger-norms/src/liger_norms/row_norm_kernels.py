@@ -26,24 +26,25 @@ def _row_norm_fwd_kernel(
     # columns beyond the first tile: none unless a row is wider than a tile
     if MEAN is not None:
         total = s
-        for tile in range(1, TILES):
+        for tile in tl.range(1, TILES, num_stages=2):
             at = tile * BLOCK_N + cols
             total += _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         mean = tl.sum(total, axis=1, keep_dims=True) / N
         tl.store(MEAN + rows, mean, mask=rows < M)
     square = _squared(s, mean, MEAN, cols, N)
-    for tile in range(1, TILES):
+    for tile in tl.range(1, TILES, num_stages=2):
         at = tile * BLOCK_N + cols
         more = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         square += _squared(more, mean, MEAN, at, N)
     rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / N + tl.cast(eps, tl.float32))
     tl.store(RSTD + rows, rstd, mask=rows < M)
 
-    _store_y(s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N, CAST)
-    for tile in range(1, TILES):
-        at = tile * BLOCK_N + cols
+    _store_y(s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N, CAST, TILES)
+    # last tile first: it is the one most likely still in the cache
+    for back in tl.range(1, TILES, num_stages=2):
+        at = (TILES - back) * BLOCK_N + cols
         more = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
-        _store_y(more, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST)
+        _store_y(more, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, TILES)
 
 
 @triton.jit
@@ -65,23 +66,27 @@ def _squared(s, mean, MEAN, cols, N):
 
 
 @triton.jit
-def _store_y(s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N, CAST: tl.constexpr):
+def _store_y(
+    s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N,
+    CAST: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
     mask = (rows < M) & (cols < N)
+    # results need no room in the cache that holds a wide row between its readings
+    EVICT: tl.constexpr = "evict_first" if TILES > 1 else ""
     dtype = X.dtype.element_ty
     if S is not None:
         dtype = S.dtype.element_ty
-        tl.store(S + rows * N + cols, s.to(dtype), mask=mask)
+        tl.store(S + rows * N + cols, s.to(dtype), mask=mask, eviction_policy=EVICT)
     if CAST == "rstd":
         rstd = rstd.to(dtype).to(rstd.dtype)
     y = (s - mean) * rstd
     if CAST == "before":
         y = y.to(dtype).to(s.dtype)
     if W is not None:
-        w = tl.load(W + first + cols, mask=cols < N, other=0.0).to(s.dtype)
-        y *= w + tl.cast(offset, tl.float32)
+        y *= _load_weight(W, first + cols, cols < N, offset, s.dtype)
     if B is not None:
         y += tl.load(B + first + cols, mask=cols < N, other=0.0).to(s.dtype)
-    tl.store(Y + rows * N + cols, y.to(Y.dtype.element_ty), mask=mask)
+    tl.store(Y + rows * N + cols, y.to(Y.dtype.element_ty), mask=mask, eviction_policy=EVICT)
 
 
 @triton.jit
@@ -92,14 +97,19 @@ def _row_norm_bwd_kernel(
 ):  # fmt: skip
     group, p = tl.program_id(0) // P, tl.program_id(0) % P
     cols = tl.arange(0, BLOCK_N)[None, :]
+    at = group.to(tl.int64) * N + cols
+    w = _load_weight(W, at, cols < N, offset, RSTD.dtype.element_ty)
     dw = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     db = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
 
     for tile in tl.range(p, tl.cdiv(T, BLOCK_M), P, num_stages=STAGES):
         local = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
         rows, valid = group.to(tl.int64) * T + local, local < T
+        if BLOCK_N > 8192:
+            # registers are short: the weight comes from the cache each time
+            w = _load_weight(W, at, cols < N, offset, RSTD.dtype.element_ty)
         xhat, dy, g, rstd = _load_bwd(
-            S, W, DY, MEAN, RSTD, rows, cols, valid, group, stride_s, stride_dy, offset, N
+            S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N
         )
         if DX is not None:
             dx = g - xhat * (tl.sum(g * xhat, axis=1, keep_dims=True) / N)
@@ -116,7 +126,17 @@ def _row_norm_bwd_kernel(
 
 
 @triton.jit
-def _load_bwd(S, W, DY, MEAN, RSTD, rows, cols, valid, group, stride_s, stride_dy, offset, N):
+def _load_weight(W, at, inside, offset, acc: tl.constexpr):
+    w = tl.full((), 1.0, acc)
+    if W is not None:
+        w = tl.load(W + at, mask=inside, other=0.0).to(acc)
+        if offset is not None:
+            w += tl.cast(offset, tl.float32)
+    return w
+
+
+@triton.jit
+def _load_bwd(S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N):
     mask = valid & (cols < N)
     rstd = tl.load(RSTD + rows, mask=valid, other=0.0)
     xhat = tl.load(S + rows * stride_s + cols, mask=mask, other=0.0).to(rstd.dtype)
@@ -127,8 +147,7 @@ def _load_bwd(S, W, DY, MEAN, RSTD, rows, cols, valid, group, stride_s, stride_d
     dy = tl.load(DY + rows * stride_dy + cols, mask=mask, other=0.0).to(rstd.dtype)
     g = dy
     if W is not None:
-        w = tl.load(W + group.to(tl.int64) * N + cols, mask=cols < N, other=0.0).to(rstd.dtype)
-        g *= w + tl.cast(offset, tl.float32)
+        g *= w
     return xhat, dy, g, rstd
 
 
@@ -167,11 +186,12 @@ def _wide_means_kernel(
     cols = tl.arange(0, BLOCK_N)[None, :]
     c1 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
     c2 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
-    for start in range(0, N, BLOCK_N):
+    for start in tl.range(0, N, BLOCK_N, num_stages=3):
+        at = start + cols
+        w = _load_weight(W, group.to(tl.int64) * N + at, at < N, offset, RSTD.dtype.element_ty)
         xhat, _, g, _ = _load_bwd(
-            S, W, DY, MEAN, RSTD, rows, start + cols, rows >= 0, group, stride_s, stride_dy,
-            offset, N,
-        )  # fmt: skip
+            S, W, DY, MEAN, RSTD, w, rows, at, rows >= 0, stride_s, stride_dy, N
+        )
         c1 += g * xhat
         c2 += g
     tl.store(C1 + rows, tl.sum(c1, axis=1, keep_dims=True) / N)
@@ -187,15 +207,16 @@ def _wide_bwd_kernel(
 ):  # fmt: skip
     group, p = tl.program_id(1) // P, tl.program_id(1) % P
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    w = _load_weight(W, group.to(tl.int64) * N + cols, cols < N, offset, RSTD.dtype.element_ty)
     dw = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     db = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     tiles = tl.cdiv(T, BLOCK_M)
-    for tile in range(p, tiles, P):
+    for tile in tl.range(p, tiles, P, num_stages=3):
         # the last rows first: the means left them in L2
         local = (tiles - 1 - tile) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
         rows, valid = group.to(tl.int64) * T + local, local < T
         xhat, dy, g, rstd = _load_bwd(
-            S, W, DY, MEAN, RSTD, rows, cols, valid, group, stride_s, stride_dy, offset, N
+            S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N
         )
         if DX is not None:
             dx = g - xhat * tl.load(C1 + rows, mask=valid, other=0.0)
