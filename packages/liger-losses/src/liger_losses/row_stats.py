@@ -111,6 +111,21 @@ def _row_stats_fwd_kernel(
                 ARGMAX is not None, EDGE=False,
             )  # fmt: skip
 
+    log_prob, lse, rest, entropy, squares = _reduce(
+        X, target, V, m, sum, sum_ey, sum_ee, unit, softcap, logit_scale, acc
+    )
+    argmax = tl.min(tl.where(best == tl.max(best, axis=0), where, V), axis=0)
+    _store(
+        log_prob, lse, rest, entropy, tl.sum(sum_y, axis=0) * unit / V, squares, argmax, row,
+        LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,
+    )  # fmt: skip
+
+
+@triton.jit
+def _reduce(
+    X, target, V, m, sum, sum_ey, sum_ee, unit, softcap, logit_scale, acc: tl.constexpr
+):  # fmt: skip
+    """log_prob, lse, rest, entropy and squares from the sums of the groups and the target."""
     # the groups, relative to the largest of their maxima
     top = tl.max(m, axis=0)
     factor = tl.exp2((m - _finite(top)) * unit * LOG2_E)
@@ -130,13 +145,13 @@ def _row_stats_fwd_kernel(
     ey += tl.where(e_t == 0.0, 0.0, e_t * (y_t - reference))
     total = others + e_t
     log_total = tl.log2(total) * LN_2
-    _store(
-        (y_t - reference) * unit - log_total, reference * unit + log_total, others / total,
-        log_total - ey / total * unit, tl.sum(sum_y, axis=0) * unit / V,
+    return (
+        (y_t - reference) * unit - log_total,
+        reference * unit + log_total,
+        others / total,
+        log_total - ey / total * unit,
         (ee * factor * factor + e_t * e_t) / (total * total),
-        tl.min(tl.where(best == tl.max(best, axis=0), where, V), axis=0),
-        row, LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,
-    )  # fmt: skip
+    )
 
 
 @triton.jit

@@ -127,9 +127,9 @@ def _launch_bwd(dy, ds, dx, s, w, mean, rstd, offset, cast, wanted, need, G):
         block_m, block_n, warps = 4, 1024, 4
         programs = ceil_div(8 * num_sms(s), ceil_div(N, block_n))
     P = max(1, min(ceil_div(programs, G), ceil_div(T, block_m)))
-    sums = dtype = None
+    sums, dtype = None, rstd.dtype
     if wanted:
-        dtype = wanted[0].dtype if wanted[0].dtype == wanted[-1].dtype else rstd.dtype
+        dtype = wanted[0].dtype if wanted[0].dtype == wanted[-1].dtype else dtype
         # the sums of a group's only program are the result
         kind = rstd.dtype if P > 1 else dtype
         sums = torch.empty((len(wanted) * G, P, N), dtype=kind, device=s.device)
@@ -189,5 +189,6 @@ class RowNormFunction(torch.autograd.Function):
         need = need_x or need_residual, need_w, need_b
         dx, dw, db = row_norm_bwd(dy, ds, s, w, b, mean, rstd, ctx.offset, ctx.cast, need)
         dtype, dtype_r = ctx.dtypes
-        dresidual = dx.to(dtype_r) if need_residual else None
-        return dx.to(dtype) if need_x else None, dresidual, dw, db, None, None, None, None
+        dresidual = dx.to(dtype_r) if dx is not None and need_residual else None
+        dx = dx.to(dtype) if dx is not None and need_x else None
+        return dx, dresidual, dw, db, None, None, None, None
