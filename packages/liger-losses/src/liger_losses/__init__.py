@@ -6,9 +6,23 @@ from liger_core import lazy_exports
 
 if TYPE_CHECKING:
     from .cross_entropy import CrossEntropyLoss as CrossEntropyLoss, cross_entropy as cross_entropy
+    from .divergence import (
+        JSDLoss as JSDLoss,
+        KLDivLoss as KLDivLoss,
+        TVDLoss as TVDLoss,
+        jsd as jsd,
+        kl_div as kl_div,
+        tvd as tvd,
+    )
     from .linear_cross_entropy import (
         LinearCrossEntropyLoss as LinearCrossEntropyLoss,
         linear_cross_entropy as linear_cross_entropy,
+    )
+    from .linear_divergence import (
+        linear_cosine as linear_cosine,
+        linear_jsd as linear_jsd,
+        linear_kl_div as linear_kl_div,
+        linear_tvd as linear_tvd,
     )
     from .linear_log_probs import linear_log_probs as linear_log_probs
     from .log_probs import LogProbs as LogProbs, log_probs as log_probs
@@ -18,7 +32,9 @@ __all__ = lazy_exports(
     __name__,
     {
         "cross_entropy": ("CrossEntropyLoss", "cross_entropy"),
+        "divergence": ("JSDLoss", "KLDivLoss", "TVDLoss", "jsd", "kl_div", "tvd"),
         "linear_cross_entropy": ("LinearCrossEntropyLoss", "linear_cross_entropy"),
+        "linear_divergence": ("linear_cosine", "linear_jsd", "linear_kl_div", "linear_tvd"),
         "linear_log_probs": ("linear_log_probs",),
         "log_probs": ("LogProbs", "log_probs"),
     },

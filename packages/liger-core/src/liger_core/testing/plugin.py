@@ -18,7 +18,7 @@ __all__: list[str] = []
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("liger")
     group.addoption(
-        "--fuzz", type=int, default=40, metavar="N", help="random cases per op (default 40)"
+        "--fuzz", type=int, default=12, metavar="N", help="random cases per op (default 12)"
     )
     group.addoption(
         "--shrink",
