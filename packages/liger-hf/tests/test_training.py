@@ -149,7 +149,7 @@ def test_forward_wrapped_by_accelerate():
 
     model = build("llama")
     liger_hf.apply(model)
-    assert_same_step(gradients(accelerator.prepare(model), loss), expected, rtol=1e-2)
+    assert_same_step(gradients(accelerator.prepare(model), loss), expected, rtol=2e-2)
     assert type(model(input_ids=tokens()).logits) is torch.Tensor
     assert_same_step(
         gradients(accelerator.unwrap_model(model, keep_fp32_wrapper=False), loss), plain
@@ -160,7 +160,7 @@ def test_forward_wrapped_by_accelerate():
     model = accelerator.prepare(build("llama"))
     before = snapshot(model)
     liger_hf.apply(model)
-    assert_same_step(gradients(model, loss), expected, rtol=1e-2)
+    assert_same_step(gradients(model, loss), expected, rtol=2e-2)
     liger_hf.revert(model)
     assert_same_objects(model, before)
 

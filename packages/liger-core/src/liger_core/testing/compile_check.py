@@ -6,8 +6,8 @@ The Triton wheel carries all compilers; no driver and no GPU is needed, but TRIT
 unset. For each of its targets a specialisation must compile, fit the shared memory and the threads
 of a block, and hold none of the patterns of `ttir.py`. Those of listed shapes (the benchmarks') are
 compiled for all targets and must not spill registers either; the others, which tests launch, for
-the tightest target of each vendor. A number that cannot be read is a finding, as is an empty manifest. The
-exit code is 1 if there are findings.
+the tightest target of each vendor. A number that cannot be read is a finding, as is an empty
+manifest. The exit code is 1 if there are findings.
 """
 
 import argparse
