@@ -144,6 +144,10 @@ def test_two_processes(tmp_path):
 @pytest.mark.gpu
 def test_dropout_under_capture_raises():
     mlp, x, graph = build(p=0.5), batch(), torch.cuda.CUDAGraph()
-    # the failure ends the capture, and is reported as such
-    with pytest.raises(RuntimeError), torch.cuda.graph(graph):
+    with pytest.raises(RuntimeError) as caught, torch.cuda.graph(graph):
         tiled_mlp(mlp, x)
+    # the end of the broken capture raises too, after ours
+    error, messages = caught.value, ""
+    while error is not None:
+        error, messages = error.__context__, f"{messages} {error}"
+    assert "captured CUDA graph" in messages

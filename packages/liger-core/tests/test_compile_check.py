@@ -79,7 +79,7 @@ def test_command_line(tmp_path):
     assert result.returncode == 1
     assert "int32_address: int32 product reaches an address" in result.stdout
     assert "4x on gfx942, sm_100, sm_80, sm_90" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("1 specialisations for 4 targets, 1 for 2")
+    assert result.stdout.splitlines()[-1].startswith("2 specialisations (1 listed) x 4 targets")
 
 
 def test_nothing_to_look_at_is_a_failure(tmp_path):
