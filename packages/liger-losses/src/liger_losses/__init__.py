@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         linear_tvd as linear_tvd,
     )
     from .linear_log_probs import linear_log_probs as linear_log_probs
+    from .linear_loss import linear_loss as linear_loss
     from .log_probs import LogProbs as LogProbs, log_probs as log_probs
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = lazy_exports(
         "linear_cross_entropy": ("LinearCrossEntropyLoss", "linear_cross_entropy"),
         "linear_divergence": ("linear_cosine", "linear_jsd", "linear_kl_div", "linear_tvd"),
         "linear_log_probs": ("linear_log_probs",),
+        "linear_loss": ("linear_loss",),
         "log_probs": ("LogProbs", "log_probs"),
     },
 )

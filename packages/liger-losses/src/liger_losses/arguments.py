@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .row_loss import Settings
 
-__all__ = ["autocast", "check_head", "check_loss", "check_target", "mean_scale"]
+__all__ = ["autocast", "check_head", "check_loss", "check_target", "is_static", "mean_scale"]
 
 
 def mean_scale(
@@ -31,6 +31,11 @@ def mean_scale(
     if isinstance(normalizer, Tensor):
         return normalizer.to(device=target.device, dtype=dtype).reciprocal()
     return torch.full((), 1.0 / normalizer, dtype=dtype, device=target.device)
+
+
+def is_static(x: Tensor) -> bool:
+    """Whether nothing may be read from the device: in a traced or captured graph."""
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def autocast(*tensors: Any) -> list[Any]:

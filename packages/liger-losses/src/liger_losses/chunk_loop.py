@@ -8,6 +8,7 @@ M tokens, H hidden size, V vocabulary, C rows of a chunk
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,7 @@ class Chunks:
         chunk_bytes: int | None,
         static: bool,
         index: Tensor | None = None,
+        cuts: list[int] | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
         # one early look at the device; without it every token is computed
@@ -79,7 +81,12 @@ class Chunks:
         few = index is not None and 64 * index.numel() <= 63 * target.numel()
         self.index = index if few else None
         self.M = target.numel() if self.index is None else self.index.numel()
-        self.rows = Chunks.size(self.M, W, x, chunk_bytes)
+        if cuts is None:
+            rows = Chunks.size(self.M, W, x, chunk_bytes)
+            cuts = [*range(0, self.M, rows), self.M]
+        # where each chunk begins, and the last one ends, among the rows that count
+        self.cuts = cuts
+        self.rows = max((b - a for a, b in pairwise(cuts)), default=0)
 
     @staticmethod
     def size(M: int, W: Tensor, x: Tensor, chunk_bytes: int | None) -> int:
@@ -106,11 +113,8 @@ class Chunks:
 
     def __iter__(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
         """Yields (which rows, their x, their target, their logits in the buffer)."""
-        buffer = torch.empty(
-            (min(self.rows, self.M), self.W.shape[0]), dtype=self.x.dtype, device=self.x.device
-        )
-        for start in range(0, self.M, self.rows):
-            at = slice(start, min(start + self.rows, self.M))
+        buffer = torch.empty((self.rows, self.W.shape[0]), dtype=self.x.dtype, device=self.x.device)
+        for at in map(slice, self.cuts, self.cuts[1:]):
             where = at if self.index is None else self.index[at]
             x, logits = self.x[where], buffer[: at.stop - at.start]
             if self.b is None:

@@ -9,7 +9,6 @@ the forward cannot know, runs the loop again. Nothing here writes an argument.
 from collections.abc import Callable
 
 import torch
-from liger_core.kernels import scale_
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,6 +16,7 @@ from .chunk_loop import Grads, grad_dtype
 from .cosine_rows import cosine_fwd
 from .divergence_kernels import Divergence, divergence_fwd
 from .divergence_loop import Teacher, linear_rows
+from .handed_out import cast_to_inputs, hand_out
 from .top_k_divergence import top_k_fwd
 
 __all__ = ["head_divergence", "head_divergence_backward"]
@@ -120,6 +120,7 @@ def _setup_context(ctx, inputs, output):
     ctx.dtypes = [None if t is None else t.dtype for t in tensors[:3]]
     # the gradients are outputs to autograd; none will ever flow into them
     ctx.set_materialize_grads(False)
+    scale = scale if tensors[0].dtype == torch.float16 else None
     ctx.save_for_backward(*(tensors if per_token else (scale, *output[1:])))
 
 
@@ -129,21 +130,9 @@ def _backward(ctx, g, *_):
         return (None,) * 17
     if g.ndim:
         grads = head_divergence_backward(g, *ctx.saved_tensors, ctx.need, *ctx.settings)
+        grads = cast_to_inputs(ctx, grads)
     else:
-        if ctx.handed_out:
-            raise RuntimeError(
-                "linear divergence: the first backward handed out the gradients, which the forward "
-                "had formed; reduction='none' forms them in each backward"
-            )
-        ctx.handed_out = True
-        scale, *grads = ctx.saved_tensors
-        g = g * scale if ctx.dtypes[0] == torch.float16 else g
-        # a graph that is being traced must not write; in eager mode nobody else has these buffers
-        grads = [scale_(t, g) if type(t) is Tensor else t * g.to(t.dtype) for t in grads]
-    grads = (
-        t.to(dtype) if need else None
-        for t, dtype, need in zip(grads, ctx.dtypes, ctx.need, strict=True)
-    )
+        grads = hand_out(ctx, "linear divergence", g)
     return *grads, *(None,) * 14
 
 

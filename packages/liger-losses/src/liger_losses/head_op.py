@@ -6,11 +6,11 @@ the forward cannot know, runs the loop again. Nothing here writes an argument.
 """
 
 import torch
-from liger_core.kernels import scale_
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .chunk_loop import grad_dtype, linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from .handed_out import cast_to_inputs, hand_out
 from .row_loss import Rows, Settings
 
 __all__ = ["head_loss"]
@@ -91,6 +91,7 @@ def _setup_context(ctx, inputs, output):
     ctx.dtypes = [None if t is None else t.dtype for t in (x, W, b)]
     # the gradients are outputs to autograd; none will ever flow into them
     ctx.set_materialize_grads(False)
+    scale = scale if x.dtype == torch.float16 else None
     ctx.save_for_backward(*((x, W, b, target, weight, lse, rest) if per_token else (scale, *grads)))
 
 
@@ -101,21 +102,9 @@ def _backward(ctx, g, *_):
     if g.ndim:
         *arguments, lse, rest = ctx.saved_tensors
         grads = head_loss_backward(g, *arguments, lse, rest, ctx.need, *ctx.settings)
+        grads = cast_to_inputs(ctx, grads)
     else:
-        if ctx.handed_out:
-            raise RuntimeError(
-                "linear_cross_entropy: the first backward handed out the gradients, which the "
-                "forward had formed; reduction='none' forms them in each backward"
-            )
-        ctx.handed_out = True
-        scale, *grads = ctx.saved_tensors
-        g = g * scale if ctx.dtypes[0] == torch.float16 else g
-        # a graph that is being traced must not write; in eager mode nobody else has these buffers
-        grads = [scale_(t, g) if type(t) is Tensor else t * g.to(t.dtype) for t in grads]
-    grads = (
-        t.to(dtype) if need else None
-        for t, dtype, need in zip(grads, ctx.dtypes, ctx.need, strict=True)
-    )
+        grads = hand_out(ctx, "linear_cross_entropy", g)
     return *grads, *(None,) * 12
 
 

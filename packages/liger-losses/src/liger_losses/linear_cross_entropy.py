@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_loss, mean_scale
+from .arguments import autocast, check_head, check_loss, is_static, mean_scale
 from .cross_entropy import cross_entropy_ref
 from .head_op import head_loss
 from .row_loss import Settings
@@ -124,12 +124,9 @@ def linear_cross_entropy(
         scale = mean_scale(flat, weight, ignore_index, normalizer, scale.dtype)
     grad = torch.is_grad_enabled()
     need = [grad and t is not None and t.requires_grad for t in (x, linear_weight, linear_bias)]
-    static = torch.compiler.is_compiling() or (
-        x.is_cuda and torch.cuda.is_current_stream_capturing()
-    )
     loss, *_ = head_loss(
-        x, linear_weight, linear_bias, flat, weight, scale, need, *settings, chunk_bytes, static,
-        reduction == "none",
+        x, linear_weight, linear_bias, flat, weight, scale, need, *settings, chunk_bytes,
+        is_static(x), reduction == "none",
     )  # fmt: skip
     return loss.reshape(target.shape) if reduction == "none" else loss
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import autocast
+from .arguments import autocast, is_static
 from .divergence import divergence_ref
 from .divergence_arguments import (
     check_beta,
@@ -87,16 +87,13 @@ def _linear_divergence(
     scale = divergence_scale(x, tx, labels, how.ignore_index, per_row, normalizer)
     grad = torch.is_grad_enabled()
     need = [grad and t is not None and t.requires_grad for t in (x, W, b)]
-    static = torch.compiler.is_compiling() or (
-        x.is_cuda and torch.cuda.is_current_stream_capturing()
-    )
     x, tx = x.reshape(-1, x.shape[-1]), tx.reshape(-1, tx.shape[-1])
     if tW is None and ids is not None:
         tx, ids = tx.contiguous(), ids.reshape(tx.shape).contiguous()
     flat = None if labels is None else labels.reshape(-1).contiguous()
     loss, *_ = head_divergence(
         x, W, b, tx, tW, tb, ids, flat, scale, need, how.kind, how.beta, how.temperature,
-        how.ignore_index, chunk_bytes, static, reduction == "none",
+        how.ignore_index, chunk_bytes, is_static(x), reduction == "none",
     )  # fmt: skip
     return loss.reshape(shape) if reduction == "none" else loss
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_target
+from .arguments import autocast, check_head, check_target, is_static
 from .log_probs import LogProbs, log_probs_ref, named, wanted
 from .stats_op import head_stats
 
@@ -80,11 +80,8 @@ def linear_log_probs(
     x, flat = input.reshape(-1, linear_weight.shape[1]), target.reshape(-1).contiguous()
     grad = torch.is_grad_enabled()
     need = [grad and t is not None and t.requires_grad for t in (x, linear_weight, linear_bias)]
-    static = torch.compiler.is_compiling() or (
-        x.is_cuda and torch.cuda.is_current_stream_capturing()
-    )
     *stats, _, _ = head_stats(
         x, linear_weight, linear_bias, flat, want, need, ignore_index, softcap, float(logit_scale),
-        chunk_bytes, static,
+        chunk_bytes, is_static(x),
     )  # fmt: skip
     return named(stats, want, target.shape)

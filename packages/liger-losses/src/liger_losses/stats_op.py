@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .chunk_loop import Chunks, grad_dtype
+from .handed_out import cast_to_inputs
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
 __all__ = ["head_stats"]
@@ -138,11 +139,7 @@ def _backward(ctx, *gs):
         return (None,) * 11
     used = [g.contiguous() for g, there in pairs if there and g is not None]
     grads = head_stats_backward(used, given, *ctx.saved_tensors, ctx.need, *ctx.settings)
-    grads = (
-        t.to(dtype) if need else None
-        for t, dtype, need in zip(grads, ctx.dtypes, ctx.need, strict=True)
-    )
-    return *grads, *(None,) * 8
+    return *cast_to_inputs(ctx, grads), *(None,) * 8
 
 
 head_stats.register_autograd(_backward, setup_context=_setup_context)
