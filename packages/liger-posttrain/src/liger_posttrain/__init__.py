@@ -5,12 +5,31 @@ from typing import TYPE_CHECKING
 from liger_core import lazy_exports
 
 if TYPE_CHECKING:
-    from .linear_grpo import LinearGRPOLoss as LinearGRPOLoss, linear_grpo_loss as linear_grpo_loss
+    from .functional import (
+        linear_cpo_loss as linear_cpo_loss,
+        linear_dpo_loss as linear_dpo_loss,
+        linear_grpo_loss as linear_grpo_loss,
+        linear_orpo_loss as linear_orpo_loss,
+        linear_simpo_loss as linear_simpo_loss,
+    )
+    from .linear import LossOutput as LossOutput
+    from .linear_cpo import LinearCPOLoss as LinearCPOLoss, LinearSimPOLoss as LinearSimPOLoss
+    from .linear_dpo import LinearDPOLoss as LinearDPOLoss
+    from .linear_grpo import LinearGRPOLoss as LinearGRPOLoss
+    from .linear_orpo import LinearORPOLoss as LinearORPOLoss
 
 __version__ = "0.1.0"
 __all__ = lazy_exports(
     __name__,
     {
-        "linear_grpo": ("LinearGRPOLoss", "linear_grpo_loss"),
+        "functional": (
+            "linear_cpo_loss", "linear_dpo_loss", "linear_grpo_loss", "linear_orpo_loss",
+            "linear_simpo_loss",
+        ),
+        "linear": ("LossOutput",),
+        "linear_cpo": ("LinearCPOLoss", "LinearSimPOLoss"),
+        "linear_dpo": ("LinearDPOLoss",),
+        "linear_grpo": ("LinearGRPOLoss",),
+        "linear_orpo": ("LinearORPOLoss",),
     },
-)
+)  # fmt: skip

@@ -8,8 +8,7 @@ A loss is a function of the statistics of tokens, of groups of them, or of the w
 - "batch": a batch that is one group.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from liger_losses import linear_log_probs, linear_loss
 from torch import Tensor
 
 __all__ = [
-    "HEAD_OPTIONS", "LinearLoss", "LossOutput", "check_shape", "in_one_call", "mean", "mean_where",
+    "HEAD_OPTIONS", "LinearLoss", "LossOutput", "check_shape", "mean", "mean_where",
     "per_sequence", "per_token",
 ]  # fmt: skip
 
@@ -59,7 +58,7 @@ class LinearLoss(torch.nn.Module):
             raise ValueError(f"{self.name}: temperature must be positive, got {temperature}")
         self.statistics, self.ignore_index = tuple(statistics), ignore_index
         # softcap * tanh(scale x / softcap) / temperature, in the two numbers of the head
-        self.head = {
+        self.head: dict[str, Any] = {
             "softcap": None if softcap is None else softcap / temperature,
             "logit_scale": logit_scale / temperature,
             "ignore_index": ignore_index,
@@ -180,17 +179,6 @@ def per_sequence(name: str, counts: Tensor, **given: Tensor | None) -> dict[str,
         else:
             found |= per_token(name, counts, **{what: t})
     return found
-
-
-def in_one_call(
-    loss: type[LinearLoss], input: Tensor, linear_weight: Tensor, target: Tensor,
-    arguments: Mapping[str, Any],
-) -> LossOutput:  # fmt: skip
-    """A loss constructed and called; `arguments` of both, told apart by name."""
-    of_call = inspect.signature(loss.forward).parameters
-    settings = {name: value for name, value in arguments.items() if name not in of_call}
-    tensors = {name: value for name, value in arguments.items() if name in of_call}
-    return loss(**settings)(input, linear_weight, target, **tensors)
 
 
 def mean(x: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 from .algorithms import ALGORITHMS
 from .importance import LEVELS
 from .kl import KL_ESTIMATORS
-from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, in_one_call, per_sequence, per_token
+from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, per_sequence, per_token
 from .options import check_options, choose
 from .policy import SURROGATES
 from .policy_objective import PolicyObjective, policy_metrics
 from .reductions import REDUCTIONS, token_weights
 
-__all__ = ["LinearGRPOLoss", "linear_grpo_loss"]
+__all__ = ["LinearGRPOLoss"]
 
 
 class LinearGRPOLoss(LinearLoss):
@@ -139,10 +139,3 @@ class LinearGRPOLoss(LinearLoss):
             mask=counts, weights=weights, bonus=bonus, **tensors,
         )  # fmt: skip
         return LossOutput(loss, policy_metrics(aux, counts))
-
-
-def linear_grpo_loss(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **arguments: Any
-) -> LossOutput:
-    """`LinearGRPOLoss` in one call; the arguments are those of the constructor and of the call."""
-    return in_one_call(LinearGRPOLoss, input, linear_weight, target, arguments)
