@@ -12,13 +12,15 @@ from torch import Tensor
 
 from .linear import LinearLoss, LossOutput
 from .linear_cpo import LinearCPOLoss, LinearSimPOLoss
+from .linear_distillation import LinearDistillationLoss
 from .linear_dpo import LinearDPOLoss
 from .linear_grpo import LinearGRPOLoss
+from .linear_kto import LinearKTOLoss
 from .linear_orpo import LinearORPOLoss
 
 __all__ = [
-    "linear_cpo_loss", "linear_dpo_loss", "linear_grpo_loss", "linear_orpo_loss",
-    "linear_simpo_loss",
+    "linear_cpo_loss", "linear_distillation_loss", "linear_dpo_loss", "linear_grpo_loss", "linear_kto_loss",
+    "linear_orpo_loss", "linear_simpo_loss",
 ]  # fmt: skip
 
 
@@ -38,7 +40,9 @@ def in_one_call(loss: type[LinearLoss], name: str) -> Callable[..., LossOutput]:
 
 
 linear_cpo_loss = in_one_call(LinearCPOLoss, "linear_cpo_loss")
+linear_distillation_loss = in_one_call(LinearDistillationLoss, "linear_distillation_loss")
 linear_dpo_loss = in_one_call(LinearDPOLoss, "linear_dpo_loss")
 linear_grpo_loss = in_one_call(LinearGRPOLoss, "linear_grpo_loss")
+linear_kto_loss = in_one_call(LinearKTOLoss, "linear_kto_loss")
 linear_orpo_loss = in_one_call(LinearORPOLoss, "linear_orpo_loss")
 linear_simpo_loss = in_one_call(LinearSimPOLoss, "linear_simpo_loss")

@@ -55,8 +55,8 @@ def sampler_ratio(
         old_log_probs: of the training engine, [B, T].
         sampler_log_probs: of the inference engine, [B, T]; NaN, unknown, counts as the same.
         mask: tokens that count, [B, T].
-        mode: the ratio of a "token" or of the whole "sequence" is clamped to the bounds ("truncate")
-            or set to 0 outside of them ("mask").
+        mode: the ratio of a "token" or of the whole "sequence" is clamped to the bounds
+            ("truncate"), or 0 outside of them ("mask").
         clip_min, clip_max: bounds, or None.
 
     Returns:

@@ -80,17 +80,18 @@ class LinearLoss(torch.nn.Module):
         check_shape(self.name, "mask", mask, target)
         return target.masked_fill(mask == 0, self.ignore_index)
 
-    def ref_log_probs(
-        self, labels: Tensor, ref_log_probs: Tensor | None, ref_input: Tensor | None,
+    def reference(
+        self, labels: Tensor, needed: bool, ref_log_probs: Tensor | None, ref_input: Tensor | None,
         ref_weight: Tensor | None, ref_bias: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """Those given, or those of a reference head: one product, no gradient."""
-        if ref_input is None and ref_weight is None and ref_bias is None:
+        """The log-probabilities given, or those of a reference head: one product, no gradient."""
+        head = [t for t in (ref_input, ref_weight, ref_bias) if t is not None]
+        if not needed and (head or ref_log_probs is not None):
+            raise ValueError(f"{self.name}: there is no reference in this loss, but one was given")
+        if not head and (ref_log_probs is not None or not needed):
             return ref_log_probs
         if ref_log_probs is not None or ref_input is None or ref_weight is None:
-            raise ValueError(
-                f"{self.name}: give ref_log_probs, or ref_input and ref_weight, or none of them"
-            )
+            raise ValueError(f"{self.name}: give ref_log_probs, or ref_input and ref_weight")
         check_weight(self.name, "ref_weight", ref_weight)
         with torch.no_grad():
             return linear_log_probs(
@@ -148,8 +149,8 @@ class LinearLoss(torch.nn.Module):
 def check_weight(name: str, what: str, weight: Any) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(
-            f"{name}: {what} must be the tensor of the head's weights, not {type(weight).__name__}; "
-            "an adapter on the head would be left out: merge it, or train the head without one"
+            f"{name}: {what} must be the tensor of the head's weights, not {type(weight).__name__}: "
+            "an adapter on the head would be left out; merge it, or leave the head without one"
         )
 
 

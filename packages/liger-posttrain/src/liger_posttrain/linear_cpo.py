@@ -1,4 +1,4 @@
-"""Preference optimisation without a reference, CPO and SimPO, behind a linear head, without logits."""
+"""Preference optimisation without a reference, CPO and SimPO, behind a linear head."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation behind a linear head, without logits."""
+"""Direct preference optimisation behind a linear head."""
 
 from collections.abc import Sequence
 from typing import Any

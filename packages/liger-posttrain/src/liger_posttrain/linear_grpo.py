@@ -1,8 +1,8 @@
 """Policy optimisation behind a linear head: every algorithm of `algorithms`, without logits.
 
-The objective is that of `policy_objective`. What concerns a token alone is computed token by token, in three matrix products at any length; a
-ratio, surrogate or mask of whole sequences keeps those together; a quantile of entropies needs the
-whole batch before any gradient.
+The objective is that of `policy_objective`. What concerns a token alone is computed token by token,
+in three matrix products at any length; a ratio, surrogate or mask of whole sequences keeps those
+together; a quantile of entropies needs the whole batch before any gradient.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from .algorithms import ALGORITHMS
 from .importance import LEVELS
 from .kl import KL_ESTIMATORS
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, per_sequence, per_token
-from .options import check_options, choose
+from .options import check_options, choose, options_of
 from .policy import SURROGATES
 from .policy_objective import PolicyObjective, policy_metrics
 from .reductions import REDUCTIONS, token_weights
@@ -51,7 +51,8 @@ class LinearGRPOLoss(LinearLoss):
         mask: [B, T], tokens that count besides, or None. Others never reach a matrix product.
         advantages: [B], or [B, T] for one a token.
         old_log_probs: [B, T], of the policy that drew the tokens; None: of this one, ratio 1.
-        ref_log_probs: [B, T], or ref_input [B, T, H'], ref_weight and ref_bias to compute them.
+        ref_log_probs: [B, T], or ref_input [B, T, H'], ref_weight and ref_bias to compute them;
+            only looked at where beta is not 0.
         importance_sampling_ratio: [B, T], [B, 1] or [B], see `importance.sampler_ratio`, or None.
         sampler_log_probs: [B, T], what `off_policy_mask_threshold` is about; by default the old.
         entropy_threshold: instead of `top_entropy_quantile`, e.g. the quantile over all ranks.
@@ -79,8 +80,8 @@ class LinearGRPOLoss(LinearLoss):
         level = importance_sampling_level or row.level
         choose(self.name, "importance_sampling_level", LEVELS, level)
         choose(self.name, "kl_estimator", KL_ESTIMATORS, kl_estimator)
-        surrogate = SURROGATES[row.surrogate].loss
-        check_options(self.name, f"loss_type {loss_type!r}", [surrogate], options)
+        takes = options_of(SURROGATES[row.surrogate].loss)
+        check_options(self.name, f"loss_type {loss_type!r}", takes, options)
         if not 0.0 < top_entropy_quantile <= 1.0:
             raise ValueError(
                 f"{self.name}: top_entropy_quantile must be in (0, 1], got {top_entropy_quantile}"
@@ -107,12 +108,7 @@ class LinearGRPOLoss(LinearLoss):
         counts, objective = labels != self.ignore_index, self.objective
         ref = None
         if objective.beta != 0.0:
-            ref = self.ref_log_probs(labels, ref_log_probs, ref_input, ref_weight, ref_bias)
-            if ref is None:
-                raise ValueError(
-                    f"{self.name}: beta {objective.beta} needs ref_log_probs, or ref_input and "
-                    "ref_weight"
-                )
+            ref = self.reference(labels, True, ref_log_probs, ref_input, ref_weight, ref_bias)
         tensors = per_token(
             self.name, counts, old_log_probs=old_log_probs, ref_log_probs=ref,
             sampler_log_probs=sampler_log_probs,

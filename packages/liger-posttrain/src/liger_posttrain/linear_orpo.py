@@ -1,4 +1,4 @@
-"""Odds ratio preference optimisation behind a linear head, without logits."""
+"""Odds ratio preference optimisation behind a linear head."""
 
 from typing import Any
 

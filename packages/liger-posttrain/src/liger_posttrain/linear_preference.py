@@ -1,4 +1,4 @@
-"""Preference optimisation behind a linear head, without logits: what DPO, ORPO, CPO and SimPO share.
+"""Preference optimisation behind a linear head, without logits: what DPO, ORPO and CPO share.
 
 Rows are the chosen responses, then the rejected ones. A pair stays together, in three matrix
 products while its logits fit 1 GiB and in four beyond; losses that sort over the batch keep all of
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .f_divergence import F_DIVERGENCES
-from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, check_shape, per_token
-from .options import check_options, choose
-from .pair_objective import PairObjective, pair_metrics, response_weights
+from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, check_shape
+from .options import check_options, choose, options_of
+from .pair_objective import PairObjective, pair_metrics
 from .preference import PAIR_LOSSES
+from .responses import pairs, ref_of_responses, response_weights
 
 __all__ = ["LinearPreferenceLoss"]
 
@@ -23,8 +24,8 @@ __all__ = ["LinearPreferenceLoss"]
 class LinearPreferenceLoss(LinearLoss):
     """What the losses of pairs have in common; use one of its kin.
 
-    Called as loss(input, linear_weight, target, ...) -> LossOutput(loss, metrics); gradients flow to
-    input, linear_weight and linear_bias.
+    Called as loss(input, linear_weight, target, ...) -> LossOutput(loss, metrics); gradients flow
+    to input, linear_weight and linear_bias.
 
     Args of the call:
         input: hidden states that predict `target`, [2 N, T, H], N chosen rows, then N rejected.
@@ -52,9 +53,11 @@ class LinearPreferenceLoss(LinearLoss):
         super().__init__(**{n: options.pop(n) for n in HEAD_OPTIONS if n in options})
         rows = {n: choose(self.name, "loss_type", PAIR_LOSSES, n) for n in losses}
         score = choose(self.name, "f_divergence_type", F_DIVERGENCES, f_divergence_type)
-        functions = [*(row.function for row in rows.values()), score]
+        takes = {
+            n for f in (score, *(row.function for row in rows.values())) for n in options_of(f)
+        }
         chosen = f"loss_type {', '.join(losses)!r}"
-        check_options(self.name, chosen, functions, options, provided=["beta"])
+        check_options(self.name, chosen, takes - {"beta"}, options)
         for name, row in rows.items():
             if f_divergence_type != "reverse_kl" and not row.any_divergence:
                 raise ValueError(
@@ -75,7 +78,7 @@ class LinearPreferenceLoss(LinearLoss):
             use_weighting,
             nll_weight,
         )
-        self.ld_alpha, self.reference = ld_alpha, reference
+        self.ld_alpha, self.has_reference = ld_alpha, reference
 
     def forward(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, *,
@@ -92,11 +95,9 @@ class LinearPreferenceLoss(LinearLoss):
                 "chosen ones first, then as many rejected"
             )
         counts = labels != self.ignore_index
-        ref = self.ref_log_probs(labels, ref_log_probs, ref_input, ref_weight, ref_bias)
-        if self.reference and ref is None:
-            raise ValueError(f"{self.name}: give ref_log_probs, or ref_input and ref_weight")
-        if ref is not None and not self.reference:
-            raise ValueError(f"{self.name}: there is no reference in this loss, but one was given")
+        ref = self.reference(
+            labels, self.has_reference, ref_log_probs, ref_input, ref_weight, ref_bias
+        )
         mask, nll_weights = pairs(counts), None
         if self.objective.nll_weight != 0.0:
             labels, nll_weights = self.with_nll(labels, nll_target, nll_normalizer)
@@ -107,14 +108,15 @@ class LinearPreferenceLoss(LinearLoss):
             "batch" if self.objective.whole_batch else "group",
             (pairs(input), linear_weight, linear_bias), pairs(labels),
             ["squares"] * self.objective.use_weighting, mask=mask, token_weights=token_weights,
-            ref_logps=self.ref_logps(ref, counts, token_weights), nll_weights=nll_weights,
+            ref_logps=ref_of_responses(self.name, ref, counts, token_weights, pairs),
+            nll_weights=nll_weights,
         )  # fmt: skip
         return LossOutput(loss, self.metrics(aux, mask))
 
     def with_nll(
         self, labels: Tensor, nll_target: Tensor | None, normalizer: float | Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Labels of all tokens that either loss is about, and the weights of the second, [N, 2, T]."""
+        """Labels of all tokens that either loss is about, and weights of the second, [N, 2, T]."""
         N, counts = len(labels) // 2, labels != self.ignore_index
         if nll_target is not None:
             check_shape(self.name, "nll_target", nll_target, labels)
@@ -124,19 +126,5 @@ class LinearPreferenceLoss(LinearLoss):
         weights = counts[:N].float() / total
         return labels, torch.stack([weights, torch.zeros_like(weights)], 1)
 
-    def ref_logps(self, ref: Tensor | None, counts: Tensor, weights: Tensor) -> Tensor | None:
-        """Of responses, [N, 2]."""
-        if ref is None:
-            return None
-        if ref.shape == counts.shape[:1]:
-            return pairs(ref.detach())
-        found = per_token(self.name, counts, ref_log_probs=ref)
-        return (pairs(found["ref_log_probs"]) * weights).sum(-1)
-
     def metrics(self, aux: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
         return pair_metrics(aux, mask)
-
-
-def pairs(t: Tensor) -> Tensor:
-    """[2 N, ...], chosen ones first, as [N, 2, ...]."""
-    return t.unflatten(0, (2, len(t) // 2)).transpose(0, 1)

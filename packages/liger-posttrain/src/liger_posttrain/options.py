@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-__all__ = ["call", "check_options", "choose", "tensors_of"]
+__all__ = ["call", "check_options", "choose", "options_of", "tensors_of"]
 
 Row = TypeVar("Row")
 
@@ -19,7 +19,7 @@ def choose(owner: str, what: str, table: Mapping[str, Row], name: str) -> Row:
 
 @cache
 def tensors_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the arguments before the options."""
+    """Names of the arguments before the options, which are keyword-only."""
     return _named(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -41,11 +41,9 @@ def call(function: Callable[..., Any], given: Mapping[str, Any], options: Mappin
 
 
 def check_options(
-    owner: str, chosen: str, functions: Iterable[Callable[..., Any]], options: Mapping[str, Any],
-    provided: Iterable[str] = (),
-) -> None:  # fmt: skip
-    """Raises for an option that none of the functions takes; `provided` ones come from elsewhere."""
-    takes = {name for f in functions for name in options_of(f)} - set(provided)
+    owner: str, chosen: str, takes: Iterable[str], options: Mapping[str, Any]
+) -> None:
+    """Raises for an option that what was chosen does not take."""
     for name in options:
         if name not in takes:
             listed = ", ".join(sorted(takes)) or "no options"

@@ -3,11 +3,12 @@
     logp_y = sum_t a_yt log pi(y_t), score_y = f(logp_y - ref_logp_y)
     loss   = sum_pairs (1 / normalizer) sum_k weight_k loss_k(pair) + nll_weight * nll
 
-a weighs tokens: 1, a discount, 1 / length. nll is the mean negative log-likelihood of chosen tokens.
+a weighs tokens, see `responses`; nll is the mean negative log-likelihood of the chosen ones.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from .linear import mean, mean_where
 from .options import call
 from .preference import PAIR_LOSSES
 
-__all__ = ["PairObjective", "pair_metrics", "response_weights"]
+__all__ = ["PairObjective", "pair_metrics"]
 
 
-class PairObjective(NamedTuple):
+@dataclass(frozen=True)
+class PairObjective:
     """Rows of `PAIR_LOSSES` with weights, and what they take."""
 
     losses: Mapping[str, float]
@@ -79,19 +81,6 @@ def policy_weight(stats: Any, mask: Tensor, lengths: Tensor) -> Tensor:
     with torch.no_grad():
         aligned = (stats.log_probs - stats.squares.where(mask, 1.0).log()) * mask
         return (aligned.sum(-1) / lengths.clamp(min=1)).exp().prod(-1)
-
-
-def response_weights(mask: Tensor, averaged: bool, ld_alpha: float | None) -> Tensor:
-    """The weight of each token in the log-probability of its response, [N, 2, T].
-
-    `averaged`: 1 / length. `ld_alpha`: factor of the tokens beyond the length of the shorter
-    response of a pair, LD-DPO, arXiv:2409.06411.
-    """
-    weights, lengths = mask.float(), mask.sum(-1)
-    if ld_alpha is not None:
-        shared = lengths.amin(-1)[..., None, None]
-        weights = weights.where(mask.cumsum(-1) <= shared, ld_alpha * weights)
-    return weights / lengths.clamp(min=1)[..., None] if averaged else weights
 
 
 def pair_metrics(aux: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:

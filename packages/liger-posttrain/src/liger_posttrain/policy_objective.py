@@ -7,7 +7,8 @@ tokens of low entropy, c corrects for the sampler.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from .policy import SURROGATES
 __all__ = ["PolicyObjective", "policy_metrics"]
 
 
-class PolicyObjective(NamedTuple):
+@dataclass(frozen=True)
+class PolicyObjective:
     """Names in the tables of its parts, and numbers; the arguments of `LinearGRPOLoss`."""
 
     surrogate: str
@@ -81,6 +83,8 @@ class PolicyObjective(NamedTuple):
         if importance_sampling_ratio is not None and not corrects:
             losses = losses * importance_sampling_ratio
         if self.beta != 0.0:
+            if ref_log_probs is None:
+                raise ValueError(f"PolicyObjective: beta {self.beta} needs ref_log_probs")
             kl = KL_ESTIMATORS[self.kl_estimator](log_probs, ref_log_probs)
             kl = bias_corrected(kl, ratio) if self.use_bias_correction_kl else kl
             losses, aux["kl"] = losses + self.beta * kl, kl

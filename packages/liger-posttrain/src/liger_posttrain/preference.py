@@ -27,8 +27,8 @@ __all__ = [
 def sigmoid(
     chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """-(1 - e) log sigma(beta d) - e log sigma(-beta d): DPO, or conservative DPO where a share e of
-    the labels is thought to be wrong. (TRL's "sigmoid" leaves label_smoothing unused.)
+    """-(1 - e) log sigma(beta d) - e log sigma(-beta d): DPO, or conservative DPO where a share e
+    of the labels is thought to be wrong. (TRL's "sigmoid" leaves label_smoothing unused.)
 
     Source: DPO, arXiv:2305.18290, eq. 7; e: Mitchell 2023, https://ericmitchell.ai/cdpo.pdf
     """
@@ -79,8 +79,8 @@ def nca_pair(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 def robust(
     chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """(-(1 - e) log sigma(beta d) + e log sigma(-beta d)) / (1 - 2 e), 0 <= e < 1/2: unbiased where a
-    share e of the labels is wrong.
+    """(-(1 - e) log sigma(beta d) + e log sigma(-beta d)) / (1 - 2 e), 0 <= e < 1/2: unbiased where
+    a share e of the labels is wrong.
 
     Source: robust DPO, arXiv:2403.00409.
     """

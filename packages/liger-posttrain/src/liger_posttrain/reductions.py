@@ -2,8 +2,8 @@
 
     loss = sum over sequences i and tokens t of weights_it * loss_it
 
-T_i tokens of B sequences count. Weights depend on the mask alone, thus a weighted loss is a sum over
-tokens and needs no other token of the batch.
+T_i tokens of B sequences count. Weights depend on the mask alone, thus a weighted loss is a sum
+over tokens and needs no other token of the batch.
 
     grpo      1 / (B T_i)       mean over the tokens of a sequence, mean over sequences
     luspo     1 / B             sum over tokens, mean over sequences
@@ -26,7 +26,7 @@ class Reduction(NamedTuple):
     """Whether each sequence is divided by its own length, and what the sum is divided by."""
 
     by_length: bool
-    count: str
+    divisor: str
 
 
 REDUCTIONS = {
@@ -56,16 +56,16 @@ def token_weights(
     Source: GRPO arXiv:2402.03300; LUSPO arXiv:2602.05261; DAPO arXiv:2503.14476; Dr. GRPO
     arXiv:2503.20783, whose constant L is per sequence, as in TRL.
     """
-    by_length, count = choose("token_weights", "reduction", REDUCTIONS, reduction)
+    by_length, divisor = choose("token_weights", "reduction", REDUCTIONS, reduction)
     B, T = mask.shape
     weights = (mask != 0).float()
     if by_length:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
     if normalizer is not None:
         return weights / normalizer
-    if count == "given":
+    if divisor == "given":
         raise ValueError(f"token_weights: reduction {reduction!r} needs a normalizer")
-    if count == "tokens":
+    if divisor == "tokens":
         return weights / weights.sum().clamp(min=1.0)
-    budget = (T if max_completion_length is None else max_completion_length) * (count == "budget")
+    budget = (T if max_completion_length is None else max_completion_length) * (divisor == "budget")
     return weights / max(B * (budget or 1), 1)
