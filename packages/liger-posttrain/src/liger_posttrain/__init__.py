@@ -27,8 +27,8 @@ __all__ = lazy_exports(
     __name__,
     {
         "functional": (
-            "linear_cpo_loss", "linear_distillation_loss", "linear_dpo_loss", "linear_grpo_loss", "linear_kto_loss",
-            "linear_orpo_loss", "linear_simpo_loss",
+            "linear_cpo_loss", "linear_distillation_loss", "linear_dpo_loss", "linear_grpo_loss",
+            "linear_kto_loss", "linear_orpo_loss", "linear_simpo_loss",
         ),
         "linear": ("LossOutput",),
         "linear_cpo": ("LinearCPOLoss", "LinearSimPOLoss"),

@@ -1,7 +1,7 @@
-"""Every loss in one call: settings and tensors together, told apart by name.
+"""Every loss in one call, settings and tensors together and told apart by name.
 
-linear_dpo_loss(input, linear_weight, target, beta=0.1, ref_log_probs=...)
-# is LinearDPOLoss(beta=0.1)(input, linear_weight, target, ref_log_probs=...)
+    linear_dpo_loss(x, W, target, beta=0.1, ref_log_probs=r)
+is  LinearDPOLoss(beta=0.1)(x, W, target, ref_log_probs=r)
 """
 
 import inspect
@@ -19,8 +19,8 @@ from .linear_kto import LinearKTOLoss
 from .linear_orpo import LinearORPOLoss
 
 __all__ = [
-    "linear_cpo_loss", "linear_distillation_loss", "linear_dpo_loss", "linear_grpo_loss", "linear_kto_loss",
-    "linear_orpo_loss", "linear_simpo_loss",
+    "linear_cpo_loss", "linear_distillation_loss", "linear_dpo_loss", "linear_grpo_loss",
+    "linear_kto_loss", "linear_orpo_loss", "linear_simpo_loss",
 ]  # fmt: skip
 
 

@@ -149,8 +149,8 @@ class LinearLoss(torch.nn.Module):
 def check_weight(name: str, what: str, weight: Any) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(
-            f"{name}: {what} must be the tensor of the head's weights, not {type(weight).__name__}: "
-            "an adapter on the head would be left out; merge it, or leave the head without one"
+            f"{name}: {what} must be the weight tensor of the head, not {type(weight).__name__}; "
+            "an adapter on the head would be left out: merge it, or leave the head without one"
         )
 
 

@@ -64,7 +64,10 @@ class PairObjective:
             losses = losses + weight * call(row.function, given, self.options)
         if self.use_weighting:
             losses = losses * policy_weight(stats, mask, lengths)
-        losses = losses.where(lengths.sum(-1) > 0, 0.0) / normalizer
+        counted = lengths.sum(-1) > 0
+        # sorted losses are no longer those of one pair
+        counted = counted.any(-1, keepdim=True) if self.whole_batch else counted
+        losses = losses.where(counted, 0.0) / normalizer
         aux = {"logps": logps, "rewards": self.options["beta"] * scores}
         if nll_weights is not None:
             nll = -(stats.log_probs * nll_weights).sum((-1, -2))
