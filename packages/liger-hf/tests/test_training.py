@@ -165,38 +165,6 @@ def test_forward_wrapped_by_accelerate():
     assert_same_objects(model, before)
 
 
-@pytest.mark.parametrize("order", ["adapt, patch", "patch, adapt"])
-@pytest.mark.parametrize("targets", [("q_proj", "gate_proj", "down_proj"), ("q_proj", "lm_head")])
-def test_lora(targets, order):
-    peft = pytest.importorskip("peft")
-
-    def adapted(model):
-        torch.manual_seed(1)
-        config = peft.LoraConfig(
-            r=4, target_modules=list(targets), init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        return peft.get_peft_model(model, config).train()
-
-    expected = gradients(adapted(build("llama")), loss)
-    model = build("llama")
-    if order == "patch, adapt":
-        liger_hf.apply(model)
-        model = adapted(model)
-    else:
-        model = adapted(model)
-        liger_hf.apply(model)
-    assert_same_step(gradients(model, loss), expected)
-    assert type(model(input_ids=tokens()).logits) is torch.Tensor
-    reasons = [row.reason for row in liger_hf.report(model).refused]
-    assert reasons == (
-        ["head is peft.tuners.lora.layer.Linear, not a plain nn.Linear"]
-        if "lm_head" in targets
-        else []
-    )
-    liger_hf.revert(model)
-    assert_same_step(gradients(model, loss), expected, rtol=0.0)
-
-
 def test_wrapper_around_the_head_gets_logits():
     """What an adapter library does, without one installed."""
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from .find_head import find_heads
 from .forms import Part, Verdict, load
-from .head import find_head
 from .mlp import MLP
 from .norms import NORMS
 from .patch import Patch, patches
@@ -31,7 +31,7 @@ def find(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[P
                     if row.op or any(word in row.kind.lower() for word in part.words):
                         yield row, found
         if flags["loss"]:
-            yield find_head(model)
+            yield from find_heads(model)
 
 
 def _inspect(

@@ -20,10 +20,14 @@ from torch import nn
 
 from .reporting import Report, Row
 
-__all__ = ["Patch", "applied", "apply", "report", "revert"]
+__all__ = ["NothingToReplace", "Patch", "applied", "apply", "report", "revert"]
 
 RECORD = "_liger_hf"
 _lock = threading.RLock()
+
+
+class NothingToReplace(ValueError):
+    """`apply` found no layer that it could replace."""
 
 
 class Missing(Enum):
@@ -182,7 +186,7 @@ def _plan(model: nn.Module, flags: dict[str, bool]) -> tuple[Report, list[Patch]
 def _apply(model: nn.Module, flags: dict[str, bool]) -> tuple[Report, list[Patch]]:
     result, planned = _plan(model, flags)
     if not result.patched:
-        raise ValueError(f"liger_hf: nothing to replace in {type(model).__name__}\n{result}")
+        raise NothingToReplace(f"liger_hf: nothing to replace in {type(model).__name__}\n{result}")
     installed: list[Patch] = []
     try:
         for patch in planned:
