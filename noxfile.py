@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import nox
@@ -19,6 +20,9 @@ PACKAGES = {
     path.parent.name: nox.project.load_toml(path)
     for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
 }
+# what can share an environment with the peers that are measured: liger-compat has the import name
+# of one of them
+BESIDE_PEERS = [package for package in PACKAGES if package != "liger-compat"]
 # Triton has no wheels elsewhere: kernels are then neither interpreted nor compiled
 TRITON = sys.platform == "linux"
 # many small tests: processes help, threads of torch beside them do not
@@ -59,7 +63,7 @@ def test(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """The GPU-marked tests. `nox --no-venv -s gpu` uses the torch that is already there."""
-    suites, options = _suites(session)
+    suites, options = _suites(session, BESIDE_PEERS)
     env = _install(session, *_groups("test"))
     session.run("python", "-m", "pytest", "-m", "gpu", *options, *suites, env=env)
 
@@ -110,9 +114,11 @@ def wheels(session: nox.Session) -> None:
         session.run("python", "-I", "-m", *PYTEST, "--fuzz", "5", tests, env=ONE_THREAD)
 
 
-def _suites(session: nox.Session) -> tuple[list[str], list[str]]:
-    """Split what follows `--` into packages (none: all), as folders of tests, and options."""
-    packages = [name for name in session.posargs if name in PACKAGES] or PACKAGES
+def _suites(
+    session: nox.Session, default: Iterable[str] = PACKAGES
+) -> tuple[list[str], list[str]]:
+    """Split what follows `--` into packages, as folders of tests, and options."""
+    packages = [name for name in session.posargs if name in PACKAGES] or default
     options = [name for name in session.posargs if name not in PACKAGES]
     return [f"packages/{package}/tests" for package in packages], options
 
@@ -124,7 +130,8 @@ def _groups(group: str) -> list[str]:
 def _install(session: nox.Session, *groups: str) -> dict[str, str]:
     """Install all packages editable, with dependency groups; returns the environment to run in."""
     if not session.virtualenv.is_sandboxed:
-        return {"PYTHONPATH": os.pathsep.join(f"{ROOT}/packages/{name}/src" for name in PACKAGES)}
+        sources = (f"{ROOT}/packages/{package}/src" for package in BESIDE_PEERS)
+        return {"PYTHONPATH": os.pathsep.join(sources)}
     session.install("hatchling>=1.27", "editables")
     editable = (argument for package in PACKAGES for argument in ("-e", f"packages/{package}"))
     session.install("--no-build-isolation", *editable)
@@ -133,7 +140,8 @@ def _install(session: nox.Session, *groups: str) -> dict[str, str]:
 
 
 def _import_name(package: str) -> str:
-    return package.replace("-", "_")
+    (path,) = PACKAGES[package]["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    return path.removeprefix("src/")
 
 
 def _siblings(package: str) -> set[str]:
@@ -155,9 +163,9 @@ def _third_party() -> set[str]:
 
 def _check_contents(session: nox.Session, dist: Path, package: str) -> None:
     """A wheel holds its import package with the licence and nothing else, an sdist all of it."""
-    name = _import_name(package)
-    (wheel,) = dist.glob(f"{name}-*.whl")
-    (sdist,) = dist.glob(f"{name}-*.tar.gz")
+    name, distribution = _import_name(package), package.replace("-", "_")
+    (wheel,) = dist.glob(f"{distribution}-*.whl")
+    (sdist,) = dist.glob(f"{distribution}-*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
         built = set(archive.namelist())
     with tarfile.open(sdist) as archive:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 package, *declared = sys.argv[1:]
-everything = {path.parent.name for path in Path(__file__).parents[1].glob("packages/*/src")}
-importlib.import_module(package.replace("-", "_"))
-here = {name for name in everything if importlib.util.find_spec(name.replace("-", "_"))}
+sources = Path(__file__).parents[1].glob("packages/*/src/*")
+# distribution -> import name
+everything = {path.parents[1].name: path.name for path in sources if (path / "py.typed").exists()}
+importlib.import_module(everything[package])
+here = {name for name, module in everything.items() if importlib.util.find_spec(module)}
 if here != {package, *declared}:
     sys.exit(f"{package}: importable are {sorted(here)}, declared are {sorted(declared)}")

@@ -15,7 +15,9 @@ KERNEL_PACKAGES = ("liger-activations", "liger-losses", "liger-norms", "liger-ro
 
 
 def import_name(package: str) -> str:
-    return package.replace("-", "_")
+    """That of the one folder in its src/; all but liger-compat's is that of the distribution."""
+    (path,) = PROJECTS[package]["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    return str(path.removeprefix("src/"))
 
 
 def folder(package: str) -> Path:

@@ -16,7 +16,7 @@ LAW = {
     **{package: {"torch", "triton", "liger_core"} for package in KERNEL_PACKAGES},
     "liger-posttrain": {"torch", "triton", "liger_core", "liger_losses"},
     "liger-hf": {"torch", "transformers", "liger_core", *KERNELS},
-    "liger-compat": {"torch", *OURS},
+    "liger-compat": {"torch", "transformers", *OURS},
 }
 # the packages whose imports of a kernel package wait until it is used, so that it may be missing
 LATE = {"liger-hf": KERNELS}

@@ -17,6 +17,8 @@ SHARED = (
     "dynamic",
 )
 INSIDE = {"LICENSE", "README.md", "benchmarks", "pyproject.toml", "src", "tests"}
+# a package that goes by the import name of another
+STANDS_IN = {"liger-compat": "liger_kernel"}
 packages = pytest.mark.parametrize("package", PROJECTS)
 
 
@@ -31,6 +33,7 @@ def version(package: str) -> str:
 def test_same_inside(package: str) -> None:
     inside = {path.name for path in folder(package).iterdir() if not path.name.startswith(".")}
     assert INSIDE <= inside <= INSIDE | {"examples"}
+    assert import_name(package) == STANDS_IN.get(package, package.replace("-", "_"))
     assert [path.name for path in (folder(package) / "src").iterdir()] == [import_name(package)]
     assert (source(package) / "py.typed").read_text() == ""
     assert list((folder(package) / "tests").glob("test_*.py"))

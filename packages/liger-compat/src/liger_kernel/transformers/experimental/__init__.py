@@ -1,0 +1,5 @@
+"""Not yet: liger-lab will have it."""
+
+from .embedding import LigerEmbedding as LigerEmbedding
+
+__all__ = ["LigerEmbedding"]
