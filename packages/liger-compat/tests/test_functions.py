@@ -205,9 +205,9 @@ def test_wrong_options_raise(error, call):
 
 
 def test_missing_names_say_which_package_will_have_them():
-    with pytest.raises(NotImplementedError, match="LigerExperts: .*liger-moe"):
+    with pytest.raises(NotImplementedError, match=r"LigerExperts: .*liger-moe"):
         liger.LigerExperts(CONFIG)
-    with pytest.raises(NotImplementedError, match="liger_mhc_pre: .*liger-lab"):
+    with pytest.raises(NotImplementedError, match=r"liger_mhc_pre: .*liger-lab"):
         functional.liger_mhc_pre(None, None)
 
 
