@@ -1,4 +1,4 @@
-"""Weights of tokens, shifted labels and metrics of the cross entropies, for tests and benchmarks."""
+"""Weights of tokens, shifted labels, metrics: the cross entropies for tests and benchmarks."""
 
 from pathlib import Path
 
@@ -48,9 +48,9 @@ def metrics_ref(input, target, **options):
     reduction = options.get("reduction", "mean")
     if reduction != "none":
         z_loss = z_loss.sum() / (count.clamp(min=1) if reduction == "mean" else 1)
-    right = (counts & (stats.argmax == target)).sum() / count.clamp(min=1)
     loss = cross_entropy_ref(input, target, **options)
-    fields = z_loss, stats.log_probs, stats.lse, stats.argmax, right.to(loss.dtype), count
+    accuracy = (counts & (stats.argmax == target)).sum().to(loss.dtype) / count.clamp(min=1)
+    fields = z_loss, stats.log_probs, stats.lse, stats.argmax, accuracy, count
     return (loss, *(t.detach() for t in fields))
 
 
@@ -90,7 +90,7 @@ LOGITS = {
 }
 SKIPS = {"edge_size_one": "one class has probability 1 up to rounding"}
 HEAD = {
-    "shapes": ((40, 16, 63), (0, 8, 16), (70, 8, 100)),
+    "shapes": ((40, 16, 63), (0, 8, 16), (70, 8, 33)),
     "grad": ("input", "linear_weight", "linear_bias"),
     "bound": 2.5,
     "skips": {
@@ -122,7 +122,11 @@ SPECS = [
         inputs=specs.logits,
         options=({}, {"reduction": "none", **PROBABILITY}),
         errors=((replace(target=lambda a: a["target"][1:]), ValueError, "do not fit"),),
-        skips={**SKIPS, "batch_invariance": "accuracy and count are of the batch"},
+        skips={
+            **SKIPS,
+            "batch_invariance": "accuracy and count are of the batch",
+            "gradcheck": "to finite differences the probability is no constant",
+        },
         bench=(BenchCase((8192, 128_256)), BenchCase((8192, 32_000))),
         peak=lambda shape, itemsize, sms: shape[0] * (shape[1] * itemsize + 28),
         **LOGITS,

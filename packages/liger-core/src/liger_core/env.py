@@ -27,8 +27,8 @@ def kernel_packages() -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """The report as plain data: `versions`, `devices`, `debug`: whether ops check labels, and `ops` with `path`
-    and `reason` of each.
+    """The report as plain data: `versions`, `devices`, `debug`, whether ops check labels, and `ops`
+    with `path` and `reason` of each.
 
     Ops are judged on the current accelerator, or on the CPU where there is none.
     """

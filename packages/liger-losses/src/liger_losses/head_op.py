@@ -50,8 +50,8 @@ def _(x, W, b, target, weight, token_weight, scale, need, *settings):
     loss, lse, rest, *more = empty_rows(x.shape[0], x, metrics, by_probability)
     loss = loss if per_token else loss.new_empty(())
     need = [n and not per_token for n in need]
-    more = (x.new_empty(0) if t is None else t for t in more)
-    return loss, lse, rest, *more, *_fake_grads((x, W, b), need)
+    log_prob, argmax = (x.new_empty(0) if t is None else t for t in more)
+    return loss, lse, rest, log_prob, argmax, *_fake_grads((x, W, b), need)
 
 
 def _fake_grads(tensors, need):

@@ -74,8 +74,8 @@ def linear_cross_entropy(
         linear_bias: [V] or None.
         weight: [V], a factor for each class, or None.
         reduction: "mean", which divides by the number, or the sum of the weights, of the targets
-            that count, "sum", or "none". "none" keeps nothing but two numbers a token and makes the logits again in the backward:
-            four products instead of three.
+            that count, "sum", or "none". "none" keeps nothing but two numbers a token and makes the
+            logits again in the backward: four products instead of three.
         ignore_index: targets that do not count, -100 by default; where more than one in 64 is
             such, their tokens are left out of every product.
         label_smoothing, z_loss, softcap, logit_scale: as in `cross_entropy`.
@@ -94,8 +94,9 @@ def linear_cross_entropy(
         a target out of range.
 
     Peak memory of forward and backward beside the inputs: C V + M H + V H elements for C rows a
-    chunk; what is frozen is left out. Reading which tokens count takes one early synchronisation with the
-    device; under CUDA-graph capture and torch.compile there is none, and every token is computed.
+    chunk; what is frozen is left out. Reading which tokens count takes one early synchronisation
+    with the device; under CUDA-graph capture and torch.compile there is none, and every token is
+    computed.
 
     Raises:
         ValueError: shapes, devices or numbers that do not fit; weights that require a gradient;

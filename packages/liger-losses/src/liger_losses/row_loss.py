@@ -29,8 +29,13 @@ from liger_core.launch import launch
 from torch import Tensor
 
 from .row_loss_torch import (
-    Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch, weighted,
-)  # fmt: skip
+    Rows,
+    Settings,
+    empty_rows,
+    row_loss_bwd_torch,
+    row_loss_fwd_torch,
+    weighted,
+)
 from .row_tiles import LOG2_E, _is_edge, _load, _statistics, _unit
 
 __all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd", "weighted"]

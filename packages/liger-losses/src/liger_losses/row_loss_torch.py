@@ -41,9 +41,7 @@ def empty_rows(M: int, x: Tensor, metrics: bool, by_probability: bool) -> Rows:
     return Rows(loss, lse, rest, log_prob, argmax)
 
 
-def weighted(
-    loss: Tensor, token_weight: Tensor | None, log_prob: Tensor | None = None
-) -> Tensor:
+def weighted(loss: Tensor, token_weight: Tensor | None, log_prob: Tensor | None = None) -> Tensor:
     """Losses times the weight [M] of each, or times exp(log_prob), a constant, or as they are."""
     if log_prob is not None:
         token_weight = log_prob.detach().exp()

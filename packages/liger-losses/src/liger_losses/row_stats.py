@@ -30,8 +30,16 @@ from torch import Tensor
 
 from .row_stats_torch import ELSEWHERE, Logits, Stats, row_stats_bwd_torch, row_stats_fwd_torch
 from .row_tiles import (
-    LN_2, LOG2_E, _finite, _first_of, _is_edge, _load, _merge_largest, _ratio, _unit,
-)  # fmt: skip
+    LN_2,
+    LOG2_E,
+    _finite,
+    _first_of,
+    _is_edge,
+    _load,
+    _merge_largest,
+    _ratio,
+    _unit,
+)
 
 __all__ = ["ELSEWHERE", "Logits", "Stats", "row_stats_bwd", "row_stats_fwd"]
 

@@ -24,7 +24,7 @@ class CrossEntropyMetrics(NamedTuple):
         lse: log(sum_j exp(z_j)) of each token's logits z.
         argmax: the first class of the largest z, int64.
         accuracy: share of the tokens that count whose argmax is the target, 0-d; 0 where none does.
-        count: how many tokens count, 0-d, int64.
+        num_tokens: how many tokens count, 0-d, int64.
 
     Tokens that do not count have zeros, and -1 as argmax.
     """
@@ -35,12 +35,12 @@ class CrossEntropyMetrics(NamedTuple):
     lse: Tensor
     argmax: Tensor
     accuracy: Tensor
-    count: Tensor
+    num_tokens: Tensor
 
 
 class Tokens(NamedTuple):
-    """M tokens: the labels to predict [M]; the factor [M] of each loss, or None for 1, or that it is
-    the label's probability; by what the sum is multiplied, 0-d; how, and in which shape, losses are
+    """M tokens: the labels to predict, [M]; the factor of each loss, [M], None for 1, or that it is
+    the label's probability; what the sum is multiplied by, 0-d; how, and in which shape, losses are
     returned.
     """
 
@@ -107,5 +107,6 @@ def metrics_of(
     counts = tokens.target != settings.ignore_index
     count = counts.sum()
     right = (counts & (argmax == tokens.target)).sum().to(lse.dtype)
-    each = (t.reshape(tokens.shape) for t in (log_prob, lse, argmax))
-    return CrossEntropyMetrics(loss, z_loss, *each, right / count.clamp(min=1), count)
+    log_prob, lse, argmax = (t.reshape(tokens.shape) for t in (log_prob, lse, argmax))
+    accuracy = right / count.clamp(min=1)
+    return CrossEntropyMetrics(loss, z_loss, log_prob, lse, argmax, accuracy, count)
