@@ -167,7 +167,7 @@ SPECS = [
         options=({}, {"chunk_bytes": 4096, **EXTRAS}, {"normalizer": 7.0}),
         # an upstream gradient that is no power of two rounds the gradients, formed for 1, once more
         bound=2.5,
-        # fake tensors are copied in the backward, as in a traced graph: small H, where it is no peak
+        # the backward copies fake tensors, as in a traced graph: a small H, where it is no peak
         bench=(
             BenchCase((8192, 896, 151_936)),
             BenchCase((8192, 512, 151_936), {"chunk_bytes": 2**28}),

@@ -3,8 +3,8 @@ in the forward over the logits.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.kernels import scale_
-from torch.autograd.function import once_differentiable
 
 from .row_loss import Rows, row_loss_bwd, row_loss_fwd, weighted
 

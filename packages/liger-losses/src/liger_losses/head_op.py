@@ -6,8 +6,8 @@ the forward cannot know, runs the loop again. Nothing here writes an argument.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .chunk_loop import grad_dtype, linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from .handed_out import cast_to_inputs, hand_out

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .arguments import autocast, check_head, check_range, check_target
 from .chunk_loop import Chunks, Grads

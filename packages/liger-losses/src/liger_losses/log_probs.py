@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .arguments import check_range, check_target
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
