@@ -101,9 +101,9 @@ def check_range(
         wrong &= labels != ignore_index
     if wrong.any():
         at = wrong.nonzero()[0].tolist()
+        ignored = "" if ignore_index is None else f" and not ignore_index {ignore_index}"
         raise ValueError(
-            f"{name}: {what}{at} is {labels[tuple(at)].item()}, outside [0, {V}) and not "
-            f"ignore_index {ignore_index}"
+            f"{name}: {what}{at} is {labels[tuple(at)].item()}, outside [0, {V}){ignored}"
         )
 
 

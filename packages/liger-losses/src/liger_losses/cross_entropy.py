@@ -76,8 +76,8 @@ def cross_entropy(
         logit_scale: factor of the logits, before the softcap.
         token_weight: what multiplies the loss of each target, a tensor in its shape without
             gradient; "mean" divides by the sum of these weights, times those of classes. Or
-            "probability": the probability of the target, as a constant, which "mean" divides by
-            nothing (dynamic fine-tuning). None for 1.
+            "probability": that of the target, a constant that "mean" does not divide by (dynamic
+            fine-tuning). None for 1.
         normalizer: what "mean" divides by instead, e.g. the number of tokens in all accumulated
             batches; no gradient.
         shift_labels: `target` holds the labels of the input's own positions, along its last

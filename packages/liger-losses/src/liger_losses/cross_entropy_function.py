@@ -6,7 +6,8 @@ import torch
 from liger_core.autograd import once_differentiable
 from liger_core.kernels import scale_
 
-from .row_loss import Rows, row_loss_bwd, row_loss_fwd, weighted
+from .row_loss import Rows, row_loss_bwd, row_loss_fwd
+from .tokens import weighted
 
 __all__ = ["CrossEntropyFunction", "InplaceCrossEntropyFunction"]
 

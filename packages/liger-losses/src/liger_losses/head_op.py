@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .chunk_loop import grad_dtype, linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from .handed_out import cast_to_inputs, hand_out
-from .row_loss import Rows, Settings, empty_rows, weighted
+from .row_loss import Rows, Settings, empty_rows
+from .tokens import weighted
 
 __all__ = ["head_loss"]
 

@@ -28,17 +28,10 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .row_loss_torch import (
-    Rows,
-    Settings,
-    empty_rows,
-    row_loss_bwd_torch,
-    row_loss_fwd_torch,
-    weighted,
-)
+from .row_loss_torch import Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch
 from .row_tiles import LOG2_E, _is_edge, _load, _statistics, _unit
 
-__all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd", "weighted"]
+__all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd"]
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd_torch", "row_loss_fwd_torch", "weighted"]
+__all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd_torch", "row_loss_fwd_torch"]
 
 
 class Settings(NamedTuple):
@@ -39,13 +39,6 @@ def empty_rows(M: int, x: Tensor, metrics: bool, by_probability: bool) -> Rows:
     log_prob = torch.empty_like(loss) if metrics or by_probability else None
     argmax = torch.empty(M, dtype=torch.int64, device=x.device) if metrics else None
     return Rows(loss, lse, rest, log_prob, argmax)
-
-
-def weighted(loss: Tensor, token_weight: Tensor | None, log_prob: Tensor | None = None) -> Tensor:
-    """Losses times the weight [M] of each, or times exp(log_prob), a constant, or as they are."""
-    if log_prob is not None:
-        token_weight = log_prob.detach().exp()
-    return loss if token_weight is None else loss * token_weight
 
 
 def _z_torch(x: Tensor, settings: Settings) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .arguments import check_frozen, mean_scale
-from .row_loss import Settings, weighted
+from .row_loss import Settings
 
-__all__ = ["CrossEntropyMetrics", "Tokens", "metrics_of", "shifted", "tokens_of"]
+__all__ = ["CrossEntropyMetrics", "Tokens", "metrics_of", "shifted", "tokens_of", "weighted"]
 
 
 class CrossEntropyMetrics(NamedTuple):
@@ -36,6 +36,13 @@ class CrossEntropyMetrics(NamedTuple):
     argmax: Tensor
     accuracy: Tensor
     num_tokens: Tensor
+
+
+def weighted(loss: Tensor, token_weight: Tensor | None, log_prob: Tensor | None = None) -> Tensor:
+    """Losses times the weight [M] of each, or times exp(log_prob), a constant, or as they are."""
+    if log_prob is not None:
+        token_weight = log_prob.detach().exp()
+    return loss if token_weight is None else loss * token_weight
 
 
 class Tokens(NamedTuple):
