@@ -172,7 +172,9 @@ def _cross_entropy(
             loss, *found = InplaceCrossEntropyFunction.apply(x, tokens, weight, settings, metrics)
             return loss, tokens, settings, *found
     x = x if x.stride(-1) == 1 else x.contiguous()
-    losses, *found = CrossEntropyFunction.apply(x, tokens, weight, settings, metrics)
+    losses, *found = CrossEntropyFunction.apply(
+        x, tokens.target, weight, settings, metrics, tokens.by_probability
+    )
     return tokens.reduced(losses, found[1]), tokens, settings, *found
 
 
@@ -205,12 +207,12 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         }
 
     def forward(
-        self, input: Tensor, target: Tensor, token_weight: Tensor | str | None = None,
-        normalizer: float | Tensor | None = None,
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None,
+        token_weight: Tensor | str | None = None,
     ) -> Tensor:  # fmt: skip
         return cross_entropy(
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
-            label_smoothing=self.label_smoothing, token_weight=token_weight, normalizer=normalizer,
+            label_smoothing=self.label_smoothing, normalizer=normalizer, token_weight=token_weight,
             **self.options,
         )  # fmt: skip
 

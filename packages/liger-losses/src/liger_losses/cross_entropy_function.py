@@ -25,12 +25,11 @@ class CrossEntropyFunction(torch.autograd.Function):
     """Losses [M] of rows; their weights and the reduction are left to torch."""
 
     @staticmethod
-    def forward(ctx, x, tokens, weight, settings, metrics):
+    def forward(ctx, x, target, weight, settings, metrics, by_probability):
         rows = row_loss_fwd(
-            x, tokens.target, weight, settings,
-            metrics=metrics, by_probability=tokens.by_probability,
-        )  # fmt: skip
-        ctx.save_for_backward(x, tokens.target, weight, rows.lse, rows.rest)
+            x, target, weight, settings, metrics=metrics, by_probability=by_probability
+        )
+        ctx.save_for_backward(x, target, weight, rows.lse, rows.rest)
         ctx.settings = settings
         return _shown(ctx, rows.loss, rows)
 
@@ -38,11 +37,11 @@ class CrossEntropyFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g, *_):
         if g is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         x, target, weight, lse, rest = ctx.saved_tensors
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         row_loss_bwd(x, target, weight, ctx.settings, Rows(g, lse, rest), dx, g)
-        return dx, None, None, None, None
+        return dx, None, None, None, None, None
 
 
 class InplaceCrossEntropyFunction(torch.autograd.Function):
