@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from .linear_log_probs import linear_log_probs as linear_log_probs
     from .linear_loss import linear_loss as linear_loss
     from .log_probs import LogProbs as LogProbs, log_probs as log_probs
+    from .vocab_parallel_cross_entropy import (
+        VocabParallelCrossEntropyLoss as VocabParallelCrossEntropyLoss,
+        vocab_parallel_cross_entropy as vocab_parallel_cross_entropy,
+    )
+    from .vocab_parallel_linear_cross_entropy import (
+        vocab_parallel_linear_cross_entropy as vocab_parallel_linear_cross_entropy,
+    )
 
 __version__ = "0.1.0"
 __all__ = lazy_exports(
@@ -39,5 +46,10 @@ __all__ = lazy_exports(
         "linear_log_probs": ("linear_log_probs",),
         "linear_loss": ("linear_loss",),
         "log_probs": ("LogProbs", "log_probs"),
+        "vocab_parallel_cross_entropy": (
+            "VocabParallelCrossEntropyLoss",
+            "vocab_parallel_cross_entropy",
+        ),
+        "vocab_parallel_linear_cross_entropy": ("vocab_parallel_linear_cross_entropy",),
     },
 )
