@@ -40,14 +40,15 @@ __all__ = [
 
 
 def vocab_parallel_cross_entropy_ref(
-    shards: list[Tensor], target: Tensor, *, normalizer: float | Tensor | None = None, **options
+    input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None, **options
 ) -> Tensor:
-    """From the logits of all ranks."""
-    logits = torch.cat(shards, -1)
-    logits, target = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
+    """From the logits of all ranks, [..., V]."""
+    reduction = options.pop("reduction", "mean") if normalizer is None else "sum"
+    rows, labels = input.reshape(-1, input.shape[-1]), target.reshape(-1)
+    loss = cross_entropy_ref(rows, labels, reduction=reduction, **options)
     if normalizer is not None:
-        return cross_entropy_ref(logits, target, **{**options, "reduction": "sum"}) / normalizer
-    return cross_entropy_ref(logits, target, **options)
+        return loss / normalizer
+    return loss.reshape(target.shape) if reduction == "none" else loss
 
 
 class VocabParallelCrossEntropyFunction(torch.autograd.Function):

@@ -42,21 +42,10 @@ from .vocab_parallel import (
     write_gradient,
     zero_parts,
 )
-from .vocab_parallel_cross_entropy import vocab_parallel_cross_entropy_ref
 
-__all__ = ["vocab_parallel_linear_cross_entropy", "vocab_parallel_linear_cross_entropy_ref"]
+__all__ = ["vocab_parallel_linear_cross_entropy"]
 
 _NAME = "vocab_parallel_linear_cross_entropy"
-
-
-def vocab_parallel_linear_cross_entropy_ref(
-    input: Tensor, weights: list[Tensor], target: Tensor, *, biases: list[Tensor] | None = None,
-    **options,
-) -> Tensor:  # fmt: skip
-    """From the heads of all ranks."""
-    bias = None if biases is None else torch.cat(biases)
-    logits = torch.nn.functional.linear(input, torch.cat(weights), bias)
-    return vocab_parallel_cross_entropy_ref([logits], target, **options)
 
 
 class Plan(NamedTuple):
@@ -210,17 +199,30 @@ def vocab_parallel_linear_cross_entropy(
     check_loss(_NAME, target, None, reduction, settings, N, input.device)
     check_normalizer(_NAME, normalizer, reduction)
     shard = shard_of(_NAME, N, group, vocab_start, vocab_size, input.device)
-    x, flat = input.reshape(target.numel(), H), target.reshape(-1)
-    label = labels_of(flat, ignore_index, shard)
-    grad = torch.is_grad_enabled()
-    need = [grad and t is not None and t.requires_grad for t in (x, linear_weight, linear_bias)]
-    plan = Plan(shard, settings, need, reduce_input_grad, chunk_bytes, is_static(x))
-    if reduction == "none":
-        loss = LinearPerTokenFunction.apply(x, linear_weight, linear_bias, label, plan)
-        return loss.reshape(target.shape)
-    scale = torch.ones((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    flat = target.reshape(-1)
+    scale = torch.ones(
+        (), dtype=torch.promote_types(input.dtype, torch.float32), device=flat.device
+    )
     if reduction == "mean":
         scale = mean_scale(flat, None, ignore_index, normalizer, scale.dtype)
-    if any(need):
-        return LinearFunction.apply(x, linear_weight, linear_bias, label, scale, plan)
-    return LinearPerTokenFunction.apply(x, linear_weight, linear_bias, label, plan).sum() * scale
+    # Dynamo would compile whatever pieces it can
+    run = torch.compiler.disable(_loss) if torch.compiler.is_compiling() else _loss
+    loss = run(
+        input.reshape(-1, H), linear_weight, linear_bias, labels_of(flat, ignore_index, shard),
+        None if reduction == "none" else scale, shard, settings, reduce_input_grad, chunk_bytes,
+    )  # fmt: skip
+    return loss.reshape(target.shape if reduction == "none" else ())
+
+
+def _loss(
+    x: Tensor, W: Tensor, b: Tensor | None, label: Tensor, scale: Tensor | None, shard: Shard,
+    settings: Settings, reduce_input_grad: bool, chunk_bytes: int | None,
+) -> Tensor:  # fmt: skip
+    """Losses [M] where no `scale` is given, else their sum times it."""
+    grad = torch.is_grad_enabled()
+    need = [grad and t is not None and t.requires_grad for t in (x, W, b)]
+    plan = Plan(shard, settings, need, reduce_input_grad, chunk_bytes, is_static(x))
+    if scale is not None and any(need):
+        return LinearFunction.apply(x, W, b, label, scale, plan)
+    losses = LinearPerTokenFunction.apply(x, W, b, label, plan)
+    return losses if scale is None else losses.sum() * scale
