@@ -103,21 +103,20 @@ def _combine_kernel(
     for shard in range(R):
         part = PARTS + shard * K * stride + rows
         m = tl.maximum(m, tl.load(part, mask=mask, other=0.0))
-        y_t = tl.maximum(y_t, tl.load(part + 2 * stride, mask=mask, other=0.0))
+        # one shard has the target, and may have it as NaN
+        y = tl.load(part + 2 * stride, mask=mask, other=0.0)
+        y_t = tl.maximum(y_t, y, propagate_nan=tl.PropagateNan.ALL)
     m = _finite(tl.maximum(m, y_t))
 
     others = tl.zeros((BLOCK_M,), acc)
-    own = tl.zeros((BLOCK_M,), acc)
     sum_y = tl.zeros((BLOCK_M,), acc)
     for shard in range(R):
         part = PARTS + shard * K * stride + rows
         top = tl.load(part, mask=mask, other=0.0)
         others += tl.load(part + stride, mask=mask, other=0.0) * _ratio(top, m, unit)
-        # one shard has the label, and where it is NaN it shows here
-        y = tl.load(part + 2 * stride, mask=mask, other=0.0)
-        own += tl.exp2((y - m) * unit * LOG2_E)
         if MEAN is not None:
             sum_y += tl.load(part + 3 * stride, mask=mask, other=0.0)
+    own = tl.exp2((y_t - m) * unit * LOG2_E)
     total = others + own
     log_total = tl.log2(total) * LN_2
     tl.store(LOG_PROB + rows, (y_t - m) * unit - log_total, mask=mask)
@@ -186,7 +185,7 @@ def _combine_torch(parts: Tensor, V: int, unit: float) -> Stats:
     m = torch.maximum(top.amax(0), y_t)
     m = m.masked_fill(m == float("-inf"), 0.0)
     others = (others * _ratio_torch(top, m, unit)).sum(0)
-    total = others + ((y - m) * unit).exp().sum(0)
+    total = others + ((y_t - m) * unit).exp()
     log_total = total.log()
     return Stats(
         (y_t - m) * unit - log_total,
