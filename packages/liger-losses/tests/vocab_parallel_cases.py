@@ -213,11 +213,13 @@ def check_infinite_logits():
 
 
 def check_digits():
-    """1 - p of the label to 1e-6 for p up to 1 - 1e-9, and p of the others."""
+    """1 - p of the label for p up to 1 - 1e-9, and p of the others."""
+    # a GPU's exp2 is good to two units
+    limit = 1e-6 if device().type == "cuda" else 4e-7
     for around in (0.0, 50.0, -50.0):
         for label_logit in (0.0, 6.0, 14.0, 22.5, 24.5):
-            x, target = case(12, std=1.0)
-            rows = torch.arange(12, device=x.device)
+            x, target = case(20, std=1.0)
+            rows = torch.arange(20, device=x.device)
             x[rows, target] = label_logit
             x += around
             _, grad = backward(x, target, reduction="sum")
@@ -231,7 +233,7 @@ def check_digits():
             found = -grad[rows, label].double()
             error = ((found - rest) / rest)[here].abs().max()
             assert here.any()
-            assert error <= 1e-6, (label_logit, around, error)
+            assert error <= limit, (label_logit, around, error)
             # lse, as a float, rounds p of the other classes
             others = mine((z - torch.logaddexp(z.logsumexp(1), own)[:, None]).exp())
             torch.testing.assert_close(

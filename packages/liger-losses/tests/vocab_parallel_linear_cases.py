@@ -216,6 +216,7 @@ def check_graph_replays_on_new_inputs():
         step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
+    # a wait for the device would break the capture
     with torch.cuda.graph(graph):
         captured = step()
     with torch.no_grad():

@@ -6,6 +6,7 @@ Arguments: the file over which the ranks meet, and the backend.
 import importlib
 import sys
 import time
+from datetime import timedelta
 
 import torch
 from liger_core.lang import INTERPRET
@@ -19,7 +20,13 @@ def work(rank: int, store: str, backend: str) -> None:
     torch.set_num_threads(1)
     if backend == "nccl":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(seconds=120),
+    )
     for name in ("vocab_parallel_cases", "vocab_parallel_linear_cases"):
         cases = vars(importlib.import_module(name))
         for check in [case for name, case in cases.items() if name.startswith("check_")]:

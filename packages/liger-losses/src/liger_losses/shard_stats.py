@@ -171,8 +171,7 @@ def _shard_stats_torch(x: Tensor, label: Tensor, logits: Logits, parts: Tensor) 
     rest = torch.nn.functional.pad(y, (0, 1), value=float("-inf"))
     index = label.where(inside, N).long()[:, None]
     y_t = rest.gather(1, index)[:, 0].where(inside | (label == ELSEWHERE), float("nan"))
-    rest = rest.scatter(1, index, float("-inf"))
-    top = rest.amax(1)
+    top = rest.scatter_(1, index, float("-inf")).amax(1)
     reference = top.masked_fill(top == float("-inf"), 0.0)
     others = ((rest - reference[:, None]) * unit).exp().sum(1)
     found = (top, others, y_t, y.sum(1))[: len(parts)]

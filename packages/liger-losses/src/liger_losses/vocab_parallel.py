@@ -43,7 +43,7 @@ class Shard(NamedTuple):
         if self.ranks == 1 or not part.numel():
             return part.expand(self.ranks, *part.shape)
         whole = part.new_empty((self.ranks * part.shape[0], *part.shape[1:]))
-        # its name until torch 2.12
+        # all_gather_into_tensor, its older name, warns where both are
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         all_gather(whole, part, group=self.group)
         return whole.view(self.ranks, *part.shape)
@@ -74,6 +74,8 @@ def shard_of(
     if vocab_start is None or vocab_size is None:
         sizes = [N]
         if ranks > 1:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise ValueError(f"{name}: give vocab_start and vocab_size to capture a CUDA graph")
             size = torch.full((1,), N, dtype=torch.int64, device=device)
             sizes = Shard(0, N, N, ranks, group).gather(size)[:, 0].tolist()
         vocab_start, vocab_size = sum(sizes[:rank]), sum(sizes)
