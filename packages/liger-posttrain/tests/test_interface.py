@@ -1,4 +1,4 @@
-"""What all losses have in common: products, options, errors, metrics, empty batches, compilation."""
+"""What all losses have in common: products, options, errors, metrics, empty batches."""
 
 import pytest
 import torch

@@ -172,7 +172,7 @@ def per_token(name: str, counts: Tensor, **given: Tensor | None) -> dict[str, Te
 
 def per_sequence(name: str, counts: Tensor, **given: Tensor | None) -> dict[str, Tensor]:
     """The same of [B] and [B, 1], as [B, 1], or of [B, T]."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for what, t in given.items():
         if t is None or t.shape == counts.shape:
             found |= per_token(name, counts, **{what: t})
