@@ -1,6 +1,8 @@
-"""Distillation in a plain PyTorch loop: a wider teacher, fixed responses or the student's own (GKD).
+"""Distillation in a plain PyTorch loop, from the head of a wider teacher.
 
     python distillation.py --steps 60 --on-policy
+
+On fixed responses, or on those that the student samples (GKD).
 """
 
 import argparse

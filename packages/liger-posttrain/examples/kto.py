@@ -1,6 +1,8 @@
 """Kahneman-Tversky optimisation in a plain PyTorch loop: single responses, good or bad.
 
     python kto.py --steps 60
+
+The good ones have mostly even tokens, the bad ones mostly odd ones.
 """
 
 import argparse
