@@ -61,7 +61,9 @@ def test_policy(loss_type, chunk_bytes):
         ref_log_probs=ref,
     )  # fmt: skip
     assert_same(
-        out.loss, leaves, lambda z: oracle.policy(loss_type, z, target, old, ref, advantages, **terms)
+        out.loss,
+        leaves,
+        lambda z: oracle.policy(loss_type, z, target, old, ref, advantages, **terms),
     )
 
 

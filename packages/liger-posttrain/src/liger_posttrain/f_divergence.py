@@ -5,11 +5,12 @@ Source: f-DPO, arXiv:2309.16240.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .options import Formula
 
 __all__ = [
     "F_DIVERGENCES", "alpha_divergence", "forward_kl", "js_divergence", "reverse_kl",
@@ -45,9 +46,9 @@ def alpha_divergence(u: Tensor, *, f_alpha_divergence_coef: float = 0.5) -> Tens
     return torch.expm1((power * u).clamp(max=LARGEST)) / power
 
 
-F_DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "reverse_kl": reverse_kl,
-    "forward_kl": forward_kl,
-    "js_divergence": js_divergence,
-    "alpha_divergence": alpha_divergence,
+F_DIVERGENCES = {
+    "reverse_kl": Formula(reverse_kl),
+    "forward_kl": Formula(forward_kl),
+    "js_divergence": Formula(js_divergence),
+    "alpha_divergence": Formula(alpha_divergence),
 }

@@ -1,7 +1,8 @@
-"""Every loss in one call, settings and tensors together and told apart by name.
+"""Every loss in one call, its settings and its tensors together:
 
     linear_dpo_loss(x, W, target, beta=0.1, ref_log_probs=r)
-is  LinearDPOLoss(beta=0.1)(x, W, target, ref_log_probs=r)
+
+is `LinearDPOLoss(beta=0.1)(x, W, target, ref_log_probs=r)`. Names tell them apart.
 """
 
 import inspect

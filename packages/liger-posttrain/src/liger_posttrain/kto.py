@@ -6,11 +6,11 @@ are: z0 of KTO from other responses, delta of BCO from batches before. sigma is 
 function. A new loss is a function and a row.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .options import Formula
 
 __all__ = ["UNPAIRED_LOSSES", "apo_zero_unpaired", "bco", "bco_delta", "kto", "kto_baseline"]
 
@@ -65,8 +65,8 @@ def bco_delta(
     return torch.where(now.isnan(), kept, momentum * kept + (1.0 - momentum) * now)
 
 
-UNPAIRED_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "kto": kto,
-    "apo_zero_unpaired": apo_zero_unpaired,
-    "bco": bco,
+UNPAIRED_LOSSES = {
+    "kto": Formula(kto),
+    "apo_zero_unpaired": Formula(apo_zero_unpaired),
+    "bco": Formula(bco),
 }

@@ -172,13 +172,17 @@ def per_token(name: str, counts: Tensor, **given: Tensor | None) -> dict[str, Te
 
 def per_sequence(name: str, counts: Tensor, **given: Tensor | None) -> dict[str, Tensor]:
     """The same of [B] and [B, 1], as [B, 1], or of [B, T]."""
-    wide = {n: t[:, None] if t is not None and t.ndim == 1 else t for n, t in given.items()}
-    found = {}
-    for what, t in wide.items():
-        if t is not None and t.shape == (len(counts), 1) and t.device == counts.device:
-            found[what] = t.detach()
-        else:
+    found: dict[str, Tensor] = {}
+    for what, t in given.items():
+        if t is None or t.shape == counts.shape:
             found |= per_token(name, counts, **{what: t})
+        elif t.shape not in ((len(counts),), (len(counts), 1)) or t.device != counts.device:
+            raise ValueError(
+                f"{name}: {what} {tuple(t.shape)} on {t.device} must be [B] or [B, T] for target "
+                f"{tuple(counts.shape)} on {counts.device}"
+            )
+        else:
+            found[what] = t.detach().reshape(-1, 1)
     return found
 
 

@@ -86,7 +86,9 @@ class LinearDistillationLoss(LinearLoss):
         self, *, loss_type: str = "forward_kl", soft_weight: float = 1.0, hard_weight: float = 0.0,
         temperature: float = 1.0, logit_scale: float = 1.0, **options: Any,
     ):  # fmt: skip
-        self.cut = {n: options.pop(n) for n in ("ignore_index", "chunk_bytes") if n in options}
+        self.cut: dict[str, Any] = {
+            n: options.pop(n) for n in ("ignore_index", "chunk_bytes") if n in options
+        }
         super().__init__(temperature=temperature, logit_scale=logit_scale, **self.cut)
         self.row = choose(self.name, "loss_type", DISTILLATION, loss_type)
         check_options(self.name, f"loss_type {loss_type!r}", self.row.options, options)
@@ -114,7 +116,7 @@ class LinearDistillationLoss(LinearLoss):
             check_weight(self.name, "ref_weight", ref_weight)
             takes["teacher_bias"] = ref_bias
         teacher = {name: t if t is None else t.detach() for name, t in takes.items()}
-        common = {"normalizer": normalizer, **self.cut}
+        common: dict[str, Any] = {"normalizer": normalizer, **self.cut}
         soft = self.row.function(
             input, linear_weight, student_bias=linear_bias, labels=labels, **teacher, **common,
             **self.of_divergence,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .kto import UNPAIRED_LOSSES
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, mean_where
-from .options import call, check_options, choose, tensors_of
+from .options import check_options, choose
 from .responses import ref_of_responses, response_weights
 
 __all__ = ["LinearKTOLoss"]
@@ -59,7 +59,7 @@ class LinearKTOLoss(LinearLoss):
         average_log_prob: bool = False, **options: Any,
     ):  # fmt: skip
         super().__init__(**{n: options.pop(n) for n in HEAD_OPTIONS if n in options})
-        self.function = choose(self.name, "loss_type", UNPAIRED_LOSSES, loss_type)
+        self.formula = choose(self.name, "loss_type", UNPAIRED_LOSSES, loss_type)
         check_options(self.name, f"loss_type {loss_type!r}", (), options)
         self.beta, self.loss_type = beta, loss_type
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
@@ -79,7 +79,7 @@ class LinearKTOLoss(LinearLoss):
                 f"{self.name}: desirable {desirable.dtype} {tuple(desirable.shape)} must be bool, "
                 f"[{B}] for target {tuple(labels.shape)}"
             )
-        if (baseline is None) == ("baseline" in tensors_of(self.function)):
+        if (baseline is None) == ("baseline" in self.formula.tensors):
             verb = "needs" if baseline is None else "has no"
             raise ValueError(f"{self.name}: loss_type {self.loss_type!r} {verb} baseline")
         baseline = baseline.detach() if isinstance(baseline, Tensor) else baseline
@@ -104,7 +104,7 @@ class LinearKTOLoss(LinearLoss):
         logps = (stats.log_probs * token_weights).sum(-1)
         scores = logps if ref_logps is None else logps - ref_logps
         given = {"scores": scores, "desirable": desirable, "baseline": baseline}
-        losses = call(self.function, given, {"beta": self.beta})
+        losses = self.formula(given, {"beta": self.beta})
         weights = torch.where(desirable, self.desirable_weight, self.undesirable_weight)
         losses = (losses * weights).where(mask.any(-1), 0.0) / normalizer
         return losses, {"logps": logps, "rewards": self.beta * scores}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .f_divergence import F_DIVERGENCES
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, check_shape
-from .options import check_options, choose, options_of
+from .options import check_options, choose
 from .pair_objective import PairObjective, pair_metrics
 from .preference import PAIR_LOSSES
 from .responses import pairs, ref_of_responses, response_weights
@@ -53,9 +53,8 @@ class LinearPreferenceLoss(LinearLoss):
         super().__init__(**{n: options.pop(n) for n in HEAD_OPTIONS if n in options})
         rows = {n: choose(self.name, "loss_type", PAIR_LOSSES, n) for n in losses}
         score = choose(self.name, "f_divergence_type", F_DIVERGENCES, f_divergence_type)
-        takes = {
-            n for f in (score, *(row.function for row in rows.values())) for n in options_of(f)
-        }
+        formulas = [score, *(row.formula for row in rows.values())]
+        takes = {name for formula in formulas for name in formula.options}
         chosen = f"loss_type {', '.join(losses)!r}"
         check_options(self.name, chosen, takes - {"beta"}, options)
         for name, row in rows.items():

@@ -1,13 +1,30 @@
-"""Choices by name, and options that the chosen functions take by keyword."""
+"""Choices by name, and functions that take what they name of all that is there."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any, TypeVar
 
-__all__ = ["call", "check_options", "choose", "options_of", "tensors_of"]
+__all__ = ["Formula", "check_options", "choose"]
 
 Row = TypeVar("Row")
+
+
+class Formula:
+    """A function in a table: its arguments are tensors by name, keyword-only ones are options."""
+
+    def __init__(self, function: Callable[..., Any]):
+        parameters = inspect.signature(function).parameters.values()
+        self.function = function
+        self.tensors = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    def __call__(self, given: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        """Of all that is given what it names, and of the options those that it has."""
+        own = {name: options[name] for name in self.options if name in options}
+        return self.function(*[given[name] for name in self.tensors], **own)
+
+    def __repr__(self) -> str:
+        return f"Formula({self.function.__name__})"
 
 
 def choose(owner: str, what: str, table: Mapping[str, Row], name: str) -> Row:
@@ -15,29 +32,6 @@ def choose(owner: str, what: str, table: Mapping[str, Row], name: str) -> Row:
     if name not in table:
         raise ValueError(f"{owner}: {what} must be one of {', '.join(table)}, not {name!r}")
     return table[name]
-
-
-@cache
-def tensors_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the arguments before the options, which are keyword-only."""
-    return _named(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-@cache
-def options_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    return _named(function, inspect.Parameter.KEYWORD_ONLY)
-
-
-def _named(function: Callable[..., Any], kind: Any) -> tuple[str, ...]:
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is kind)
-
-
-def call(function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """`function` of what it names, of all that is given, and of those options that it takes."""
-    own = options_of(function)
-    tensors = (given[name] for name in tensors_of(function))
-    return function(*tensors, **{n: v for n, v in options.items() if n in own})
 
 
 def check_options(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .f_divergence import F_DIVERGENCES
 from .linear import mean, mean_where
-from .options import call
 from .preference import PAIR_LOSSES
 
 __all__ = ["PairObjective", "pair_metrics"]
@@ -46,7 +45,7 @@ class PairObjective:
         logps = (stats.log_probs * token_weights).sum(-1)
         ref_logps = torch.zeros_like(logps) if ref_logps is None else ref_logps
         score = F_DIVERGENCES[self.f_divergence_type]
-        scores = call(score, {"u": logps - ref_logps}, self.options)
+        scores = score({"u": logps - ref_logps}, self.options)
         lengths = mask.sum(-1)
         kinds = {
             "scores": scores,
@@ -61,7 +60,7 @@ class PairObjective:
             row = PAIR_LOSSES[name]
             chosen, rejected = kinds[row.of].unbind(-1)
             given = {"chosen": chosen, "rejected": rejected}
-            losses = losses + weight * call(row.function, given, self.options)
+            losses = losses + weight * row.formula(given, self.options)
         if self.use_weighting:
             losses = losses * policy_weight(stats, mask, lengths)
         counted = lengths.sum(-1) > 0

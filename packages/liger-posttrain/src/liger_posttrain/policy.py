@@ -14,11 +14,12 @@ Beside a surrogate stands what a trainer logs of it. A new surrogate is a functi
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .options import Formula
 
 __all__ = ["SURROGATES", "Surrogate", "cispo", "clip", "gmpo", "reinforce", "sapo", "vespo"]
 
@@ -120,9 +121,13 @@ def vespo(
 
 def vespo_phi(
     log_ratio: Tensor, advantages: Tensor, mask: Tensor,
-    importance_sampling_ratio: Tensor | None = None, **options: float,
+    importance_sampling_ratio: Tensor | None = None, *, k_pos: float = 2.0, lambda_pos: float = 3.0,
+    k_neg: float = 3.0, lambda_neg: float = 2.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    phi = vespo_weight(log_ratio, advantages, mask, importance_sampling_ratio, **options)
+    phi = vespo_weight(
+        log_ratio, advantages, mask, importance_sampling_ratio, k_pos=k_pos, lambda_pos=lambda_pos,
+        k_neg=k_neg, lambda_neg=lambda_neg,
+    )  # fmt: skip
     return {"vespo/phi_seq_mean": phi}
 
 
@@ -164,17 +169,17 @@ def nothing() -> dict[str, Tensor]:
 
 
 class Surrogate(NamedTuple):
-    """A loss for each token, and what is logged of it: functions of what they name."""
+    """A loss for each token, and what is logged of it."""
 
-    loss: Callable[..., Tensor]
-    metrics: Callable[..., dict[str, Tensor]] = nothing
+    loss: Formula
+    metrics: Formula = Formula(nothing)
 
 
 SURROGATES = {
-    "clip": Surrogate(clip, clip_regions),
-    "cispo": Surrogate(cispo, cispo_regions),
-    "sapo": Surrogate(sapo),
-    "vespo": Surrogate(vespo, vespo_phi),
-    "gmpo": Surrogate(gmpo, gmpo_regions),
-    "reinforce": Surrogate(reinforce),
+    "clip": Surrogate(Formula(clip), Formula(clip_regions)),
+    "cispo": Surrogate(Formula(cispo), Formula(cispo_regions)),
+    "sapo": Surrogate(Formula(sapo)),
+    "vespo": Surrogate(Formula(vespo), Formula(vespo_phi)),
+    "gmpo": Surrogate(Formula(gmpo), Formula(gmpo_regions)),
+    "reinforce": Surrogate(Formula(reinforce)),
 }

@@ -16,7 +16,6 @@ from torch import Tensor
 from .importance import LEVELS, high_entropy_mask, off_policy_mask
 from .kl import KL_ESTIMATORS, bias_corrected
 from .linear import mean, mean_where
-from .options import call, tensors_of
 from .policy import SURROGATES
 
 __all__ = ["PolicyObjective", "policy_metrics"]
@@ -38,7 +37,7 @@ class PolicyObjective:
 
     @property
     def needs_sequences(self) -> bool:
-        named = tensors_of(SURROGATES[self.surrogate].loss)
+        named = SURROGATES[self.surrogate].loss.tensors
         return (
             self.level != "token" or "mask" in named or self.off_policy_mask_threshold is not None
         )
@@ -65,7 +64,7 @@ class PolicyObjective:
             "advantages": advantages, "importance_sampling_ratio": importance_sampling_ratio,
         }  # fmt: skip
         surrogate, logged = SURROGATES[self.surrogate]
-        losses, aux = call(surrogate, given, self.options), call(logged, given, self.options)
+        losses, aux = surrogate(given, self.options), logged(given, self.options)
         if self.off_policy_mask_threshold is not None:
             losses = losses * off_policy_mask(
                 log_probs, old if sampler_log_probs is None else sampler_log_probs, advantages,
@@ -79,7 +78,7 @@ class PolicyObjective:
             losses = losses * high
             if bonus is not None:
                 bonus = high / high.sum().clamp(min=1) if renormalize else bonus * high
-        corrects = "importance_sampling_ratio" in tensors_of(surrogate)
+        corrects = "importance_sampling_ratio" in surrogate.tensors
         if importance_sampling_ratio is not None and not corrects:
             losses = losses * importance_sampling_ratio
         if self.beta != 0.0:

@@ -11,12 +11,13 @@
 sigma is the logistic function, d = chosen - rejected. A new loss is a function and a row.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .options import Formula
 
 __all__ = [
     "PAIR_LOSSES", "PairLoss", "aot", "apo_down", "apo_zero", "bco_pair", "discopop", "exo_pair",
@@ -178,32 +179,32 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 
 class PairLoss(NamedTuple):
-    """A function of two numbers of a pair, what they are, whether it compares pairs with each
+    """A formula of two numbers of a pair, what they are, whether it compares pairs with each
     other, and whether it is defined for other f-divergences: those that see d alone, in which a
     term of the prompt cancels.
     """
 
-    function: Callable[..., Tensor]
+    formula: Formula
     of: str = "scores"
     whole_batch: bool = False
     any_divergence: bool = True
 
 
 PAIR_LOSSES = {
-    "sigmoid": PairLoss(sigmoid),
-    "hinge": PairLoss(hinge),
-    "ipo": PairLoss(ipo, "averages"),
-    "exo_pair": PairLoss(exo_pair),
-    "nca_pair": PairLoss(nca_pair, any_divergence=False),
-    "robust": PairLoss(robust),
-    "bco_pair": PairLoss(bco_pair, any_divergence=False),
-    "sppo_hard": PairLoss(sppo_hard, any_divergence=False),
-    "aot": PairLoss(aot, "margins", whole_batch=True, any_divergence=False),
-    "aot_unpaired": PairLoss(aot, whole_batch=True, any_divergence=False),
-    "apo_zero": PairLoss(apo_zero, any_divergence=False),
-    "apo_down": PairLoss(apo_down, any_divergence=False),
-    "discopop": PairLoss(discopop),
-    "sigmoid_norm": PairLoss(sigmoid, "averages"),
-    "simpo": PairLoss(simpo, "averages"),
-    "orpo": PairLoss(odds_ratio, "log_probs", any_divergence=False),
+    "sigmoid": PairLoss(Formula(sigmoid)),
+    "hinge": PairLoss(Formula(hinge)),
+    "ipo": PairLoss(Formula(ipo), "averages"),
+    "exo_pair": PairLoss(Formula(exo_pair)),
+    "nca_pair": PairLoss(Formula(nca_pair), any_divergence=False),
+    "robust": PairLoss(Formula(robust)),
+    "bco_pair": PairLoss(Formula(bco_pair), any_divergence=False),
+    "sppo_hard": PairLoss(Formula(sppo_hard), any_divergence=False),
+    "aot": PairLoss(Formula(aot), "margins", whole_batch=True, any_divergence=False),
+    "aot_unpaired": PairLoss(Formula(aot), whole_batch=True, any_divergence=False),
+    "apo_zero": PairLoss(Formula(apo_zero), any_divergence=False),
+    "apo_down": PairLoss(Formula(apo_down), any_divergence=False),
+    "discopop": PairLoss(Formula(discopop)),
+    "sigmoid_norm": PairLoss(Formula(sigmoid), "averages"),
+    "simpo": PairLoss(Formula(simpo), "averages"),
+    "orpo": PairLoss(Formula(odds_ratio), "log_probs", any_divergence=False),
 }
