@@ -95,11 +95,9 @@ def refusal(head: Any) -> str:
         return f"head is {type(head).__module__}.{type(head).__name__}, not a plain nn.Linear"
     if "forward" in vars(head):
         return "its forward was replaced already, by another library"
-    if observed(head):
-        return "has forward hooks"
     if not head.weight.is_floating_point():
         return f"weight is {head.weight.dtype}"
-    return ""
+    return observed(head)
 
 
 def _probe_loss(patch: LossPatch) -> float:

@@ -8,6 +8,7 @@ a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks
 there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,10 +26,16 @@ __all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_loss", "observed", "t
 SHARDING = ("torch.distributed.", "deepspeed.")
 
 
-def observed(module: nn.Module) -> bool:
-    """Whether somebody else's hook waits for the output of `module`, or changes its input."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not (getattr(hook, "__module__", None) or "").startswith(SHARDING) for hook in hooks)
+def observed(module: nn.Module) -> str:
+    """Why a forward may not be called twice, nor return something else than a tensor; or empty."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if not (getattr(hook, "__module__", None) or "").startswith(SHARDING):
+            return "has forward hooks"
+        # of FSDP2: it counts the calls of all that it gathers at once, and expects one of each
+        state = getattr(inspect.unwrap(hook, stop=inspect.ismethod), "__self__", None)
+        if len(getattr(state, "_modules", ())) > 1:
+            return "FSDP gathers it together with other modules"
+    return ""
 
 
 # Logits alive at once. Less than the op takes by itself: here the activations of all layers are
