@@ -28,8 +28,18 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .row_loss import LN_2, LOG2_E, _finite, _is_edge, _load, _ratio, _unit
 from .row_stats_torch import ELSEWHERE, Logits, Stats, row_stats_bwd_torch, row_stats_fwd_torch
+from .row_tiles import (
+    LN_2,
+    LOG2_E,
+    _finite,
+    _first_of,
+    _is_edge,
+    _load,
+    _merge_largest,
+    _ratio,
+    _unit,
+)
 
 __all__ = ["ELSEWHERE", "Logits", "Stats", "row_stats_bwd", "row_stats_fwd"]
 
@@ -50,10 +60,7 @@ def _accumulate(
     if MEAN:
         sum_y += tl.sum(tl.where(cols < V, y, 0.0) if EDGE else y, axis=1)
     if ARGMAX:
-        top, at = tl.max(y, axis=1, return_indices=True)
-        at += tl.min(cols, axis=1)
-        where = tl.where(top > best, at, where)
-        best = tl.maximum(top, best)
+        best, where = _merge_largest(y, cols, best, where)
     if EDGE:
         y = tl.where(cols == target, float("-inf"), y)
     m_new = tl.maximum(m, tl.max(y, axis=1))
@@ -116,7 +123,7 @@ def _row_stats_fwd_kernel(
     log_prob, lse, rest, entropy, squares = _reduce(
         X, target, V, m, sum, sum_ey, sum_ee, unit, softcap, logit_scale, acc
     )
-    argmax = tl.min(tl.where(best == tl.max(best, axis=0), where, V), axis=0)
+    argmax = _first_of(best, where, V)
     _store(
         log_prob, lse, rest, entropy, tl.sum(sum_y, axis=0) * unit / V, squares, argmax, row,
         LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,

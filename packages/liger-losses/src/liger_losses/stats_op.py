@@ -8,8 +8,8 @@ them all: those are kept. Nothing here writes an argument.
 from collections.abc import Iterator
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .chunk_loop import Chunks, grad_dtype
 from .handed_out import cast_to_inputs

@@ -119,7 +119,8 @@ def _run_row(
 def _implementations(spec: Any, family: Family, row: Row) -> Iterator[Peer]:
     ours = partial(spec.op, **row.options, **row.ours)
     call = _on_views(ours) if row.inplace else ours
-    yield Peer(OURS, lambda: call, "liger-core", inplace=row.inplace)
+    counted = (lambda **inputs: row.counted(call(**inputs))) if row.outputs else call
+    yield Peer(OURS, lambda: counted, "liger-core", inplace=row.inplace)
     if row.alone:
         return
     listed = family.peers.get(row.title, ())
