@@ -38,6 +38,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def convergence(session: nox.Session) -> None:
+    """Train two small models on real text, plain and patched: the curves differ by noise."""
+    env = _install(session, "packages/liger-hf/pyproject.toml:test")
+    session.run("python", "packages/liger-hf/tests/convergence.py", *session.posargs, env=env)
+
+
+@nox.session
 def test(session: nox.Session) -> None:
     """All that a CPU can check: kernels interpreted and compiled, the PyTorch path, the tree."""
     suites, options = _suites(session)

@@ -1,5 +1,7 @@
 """Checkpointing, torch.compile, Trainer, adapters, wrappers of others, several processes."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -191,4 +193,17 @@ def test_two_processes(tmp_path):
     worker = Path(__file__).parent / "two_processes.py"
     command = [sys.executable, str(worker), str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_zero3():
+    pytest.importorskip("deepspeed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(Path(__file__).parent / "zero3.py"), port]
+    env = os.environ | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=env
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -42,6 +42,26 @@ def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     return model
 
 
+def grouped(family: str) -> None:
+    """Tied weights as FSDP2 wants them, in one group: real logits, and every gradient."""
+    from torch.distributed.fsdp import fully_shard
+
+    def step(patch: str) -> tuple:
+        model = build(family)
+        if patch == "before":
+            liger_hf.apply(model)
+        fully_shard([model.model.embed_tokens, model.model.norm, model.lm_head])
+        fully_shard(model)
+        if patch == "after":
+            (row,) = liger_hf.apply(model).refused
+            assert row.reason == "FSDP gathers it together with other modules"
+        value, grads = gradients(model, loss)
+        return value, {name: grad.full_tensor() for name, grad in grads.items()}
+
+    for patch in ("before", "after"):
+        assert_same_step(step(patch), step(""))
+
+
 def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
     model = sharded(family, patch, separate_head)
     value, grads = gradients(model, loss)
@@ -103,6 +123,7 @@ def work(rank: int, store: str) -> None:
             # the loss of this rank's batch is not the mean; the gradients are
             assert_same_step((expected[0], actual[1]), (expected[0], alone[1]))
     step_and_consolidate("llama")
+    grouped("qwen2")
     dist.destroy_process_group()
 
 

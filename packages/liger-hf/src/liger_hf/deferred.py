@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils._pytree import tree_map_only
 
 __all__ = ["DeferredLogits", "fold"]
@@ -54,7 +53,7 @@ class DeferredLogits:
         head: the output layer; only called, its weight is not read here.
         hidden: [..., H], its input.
         ops: recorded (name, value), applied in order.
-        used: a loss was computed from it.
+        used: a loss was computed from it, or whoever called the model will.
     """
 
     # an operator of a NumPy number gives way to ours, as it does for a tensor
@@ -89,8 +88,7 @@ class DeferredLogits:
             with torch.set_grad_enabled(self.grad), mode:
                 logits = self.head(self.hidden)
                 if isinstance(logits, DeferredLogits):
-                    # a patched head runs what it is given instead of deferring again
-                    logits = self.head(self.hidden, linear)
+                    logits = self.head(self.hidden, real=True)
                 for name, value in self.ops:
                     logits = REPLAY[name](logits, value)
             self.tensor = logits
@@ -101,6 +99,7 @@ class DeferredLogits:
             return REPLAY[name](self.tensor, value)
         later = DeferredLogits(self.head, self.hidden, (*self.ops, (name, value)))
         later.grad, later.autocast, later.version = self.grad, self.autocast, self.version
+        later.used = self.used
         return later
 
     def __mul__(self, other: Any) -> Any:

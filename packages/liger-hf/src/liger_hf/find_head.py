@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from .forms import TOLERANCE, load
-from .head import HeadPatch, LossPatch, ModelPatch, linear_loss, observed, targets
+from .head import HeadPatch, LossPatch, ModelPatch, linear_op, observed, targets
 from .patch import Patch, patches
 from .probe import difference, measured, normal
 from .reporting import Row
@@ -95,11 +95,9 @@ def refusal(head: Any) -> str:
         return f"head is {type(head).__module__}.{type(head).__name__}, not a plain nn.Linear"
     if "forward" in vars(head):
         return "its forward was replaced already, by another library"
-    if observed(head):
-        return "has forward hooks"
     if not head.weight.is_floating_point():
         return f"weight is {head.weight.dtype}"
-    return ""
+    return observed(head)
 
 
 def _probe_loss(patch: LossPatch) -> float:
@@ -119,7 +117,7 @@ def _probe_loss(patch: LossPatch) -> float:
         try:
             expected = patch.before(logits=linear(hidden, weight, bias), vocab_size=vocab, **case)
             ignore_index = case.get("ignore_index", -100)
-            actual = linear_loss(
+            actual = linear_op(
                 hidden, weight, bias, op=patch.op,
                 target=targets(case["labels"], case.get("shift_labels"), ignore_index),
                 ignore_index=ignore_index, normalizer=case.get("num_items_in_batch"),

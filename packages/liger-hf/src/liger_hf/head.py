@@ -8,6 +8,7 @@ a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks
 there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,16 +20,22 @@ from .deferred import DeferredLogits, fold
 from .patch import Patch
 from .reporting import Row
 
-__all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_loss", "observed", "targets"]
+__all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "observed", "targets"]
 
 # code that gathers sharded parameters, in whose presence a head may be called twice
 SHARDING = ("torch.distributed.", "deepspeed.")
 
 
-def observed(module: nn.Module) -> bool:
-    """Whether somebody else's hook waits for the output of `module`, or changes its input."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not (getattr(hook, "__module__", None) or "").startswith(SHARDING) for hook in hooks)
+def observed(module: nn.Module) -> str:
+    """Why a forward may not be called twice, nor return something else than a tensor; or empty."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if not (getattr(hook, "__module__", None) or "").startswith(SHARDING):
+            return "has forward hooks"
+        # of FSDP2: it counts the calls of all that it gathers at once, and expects one of each
+        state = getattr(inspect.unwrap(hook, stop=inspect.ismethod), "__self__", None)
+        if len(getattr(state, "_modules", ())) > 1:
+            return "FSDP gathers it together with other modules"
+    return ""
 
 
 # Logits alive at once. Less than the op takes by itself: here the activations of all layers are
@@ -37,35 +44,42 @@ CHUNK_BYTES = 408 * 2**20
 
 
 class HeadPatch(Patch):
-    """Called with `compute`, the head runs compute(input, weight, bias), not the linear map.
+    """In training the head returns deferred logits; for real ones it is called with `real=True`.
+
+    Called with `compute`, it runs compute(input, weight, bias) instead of the linear map.
 
     Attributes:
         entry: what the model calls: the head, or PEFT's wrapper of copies of it.
-        loss_only: logits are left out in evaluation too.
+        left_out: whoever called the model deals with deferred logits, in evaluation too.
     """
 
-    __slots__ = ("entry", "loss_only")
+    __slots__ = ("entry", "left_out")
 
     def __init__(self, head: nn.Module, row: Row, entry: nn.Module):
         super().__init__(head, row)
         self.entry = entry
-        self.loss_only = False
+        self.left_out = False
 
-    def __call__(self, input: Tensor, compute: Callable[..., Tensor] | None = None) -> Any:
+    def __call__(
+        self, input: Tensor, compute: Callable[..., Any] | None = None, real: bool = False
+    ) -> Any:
         head: Any = self.module
         if compute is not None:
             self._check_gathered()
             return compute(input, head.weight, head.bias)
         entry: Any = self.entry
         if (
-            not self.active
-            or not (head.training or self.loss_only)
+            real
+            or not self.active
+            or not (head.training or self.left_out)
             or observed(head)
             or observed(entry)
             or type(head.weight) not in (nn.Parameter, Tensor)
         ):
             return self.inner(input)
-        return DeferredLogits(entry, input)
+        logits = DeferredLogits(entry, input)
+        logits.used = self.left_out
+        return logits
 
     def _check_gathered(self) -> None:
         head: Any = self.module
@@ -80,30 +94,46 @@ class HeadPatch(Patch):
 
 
 class ModelPatch(Patch):
-    __slots__ = ("heads",)
+    """Hands real logits on, unless a loss was computed or `skip_logits` leaves them out.
+
+    Attributes:
+        heads: of this model.
+        contract: answers calls with `fused_lm_head=True`, as trainers of TRL make them; or None.
+    """
+
+    __slots__ = ("contract", "heads")
 
     def __init__(self, model: nn.Module, row: Row, heads: list[HeadPatch]):
         super().__init__(model, row)
         self.heads = heads
+        self.contract: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more
         args = args[1:] if args and args[0] is self.module else args
-        if not (skip_logits and self.active):
+        if not self.active:
+            return self.inner(*args, **kwargs)
+        if self.contract is not None and kwargs.pop("fused_lm_head", False):
+            return self.contract(self, *args, **kwargs)
+        if not skip_logits:
             return _settled(self.inner(*args, **kwargs))
-        for head in self.heads:
-            head.loss_only = True
-        try:
-            outputs = self.inner(*args, **kwargs)
-        finally:
-            for head in self.heads:
-                head.loss_only = False
+        outputs = self.without_logits(*args, **kwargs)
         if type(outputs) is tuple:
             return tuple(value for value in outputs if not isinstance(value, DeferredLogits))
         if outputs.loss is None:
             raise ValueError("skip_logits=True asks for the loss alone, which needs labels")
         outputs.logits = None
         return outputs
+
+    def without_logits(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own outputs, with deferred logits wherever the head can defer them."""
+        for head in self.heads:
+            head.left_out = True
+        try:
+            return self.inner(*args, **kwargs)
+        finally:
+            for head in self.heads:
+                head.left_out = False
 
 
 def _settled(outputs: Any) -> Any:
@@ -156,12 +186,11 @@ class LossPatch(Patch):
             return self.before(real, labels, vocab_size, ignore_index=ignore_index, **kwargs)
         logits.used = True
         compute = partial(
-            linear_loss,
+            linear_op,
             op=self.op,
             target=targets(labels, shift_labels, ignore_index),
             ignore_index=ignore_index,
             normalizer=num_items_in_batch,
-            chunk_bytes=CHUNK_BYTES if logits.hidden.is_cuda else None,
             **options,
         )
         return logits.head(logits.hidden, compute)
@@ -175,11 +204,14 @@ def targets(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: in
     return shift_labels.reshape(-1)
 
 
-def linear_loss(
+def linear_op(
     input: Tensor, weight: Tensor, bias: Tensor | None, *,
     op: Any, target: Tensor, classes: int | None = None, **options: Any,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
+    """A function of the logits of a head that takes its input and weight instead."""
     rows = input.reshape(-1, input.shape[-1])
     if classes is not None:
         weight, bias = weight[:classes], None if bias is None else bias[:classes]
+    if rows.is_cuda:
+        options["chunk_bytes"] = CHUNK_BYTES
     return op(rows, weight, target.to(rows.device), linear_bias=bias, **options)

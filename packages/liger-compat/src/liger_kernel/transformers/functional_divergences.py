@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional_losses import reduced
-
 __all__ = [
     "liger_fused_ce_tvd",
     "liger_fused_linear_jsd",
@@ -92,8 +90,10 @@ def liger_tvd(
     if reduction == "none":
         return each
     rows = each.sum(-1, dtype=torch.promote_types(each.dtype, torch.float32))
-    loss = reduced(rows, counts, "sum" if reduction == "sum" else "mean")
-    return loss / input.shape[-1] if reduction == "mean" else loss
+    if reduction == "sum":
+        return rows.sum()
+    mean = rows.sum() / counts.sum().clamp(min=1)
+    return mean / input.shape[-1] if reduction == "mean" else mean
 
 
 def liger_fused_ce_tvd(

@@ -17,7 +17,6 @@ __all__ = [
     "liger_fused_linear_scaled_cross_entropy",
     "liger_fused_linear_scaled_cross_entropy_tp",
     "liger_vocab_parallel_cross_entropy",
-    "reduced",
 ]
 
 
@@ -46,18 +45,15 @@ def liger_cross_entropy(
     return_predicted_tokens: bool = False,
 ) -> Any:  # fmt: skip
     """`liger_losses.cross_entropy`. The input is never written."""
-    loss = liger_losses.cross_entropy(
-        input, target, weight, ignore_index=ignore_index, reduction=reduction,
-        label_smoothing=label_smoothing, z_loss=lse_square_scale, softcap=softcap,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing,
+        "z_loss": lse_square_scale, "softcap": softcap,
+    }  # fmt: skip
     wanted = (return_z_loss, return_token_accuracy, return_predicted_tokens)
     if not any(wanted):
-        return loss
-    with torch.no_grad():
-        stats = liger_losses.log_probs(
-            input, target, statistics=("argmax",), ignore_index=ignore_index, softcap=softcap
-        )
-    return _output(loss, stats, target, ignore_index, reduction, lse_square_scale, wanted)
+        return liger_losses.cross_entropy(input, target, weight, **options)
+    found = liger_losses.cross_entropy_with_metrics(input, target, weight=weight, **options)
+    return _output(found, target, reduction, wanted)
 
 
 def liger_fused_linear_cross_entropy(
@@ -75,49 +71,30 @@ def liger_fused_linear_cross_entropy(
     """
     if not isinstance(chunk_mem_const, int) or chunk_mem_const < 1:
         raise ValueError(f"chunk_mem_const must be a positive integer: {chunk_mem_const!r}")
-    loss = liger_losses.linear_cross_entropy(
-        input, weight, target, linear_bias=bias, weight=ce_weight, ignore_index=ignore_index,
-        reduction="none" if use_token_scaling else reduction, label_smoothing=label_smoothing,
-        z_loss=lse_square_scale, softcap=softcap,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "linear_bias": bias, "weight": ce_weight, "ignore_index": ignore_index,
+        "reduction": reduction, "label_smoothing": label_smoothing, "z_loss": lse_square_scale,
+        "softcap": softcap, "token_weight": "probability" if use_token_scaling else None,
+    }  # fmt: skip
     wanted = (return_z_loss, return_token_accuracy, return_predicted_tokens)
-    if not use_token_scaling and not any(wanted):
-        return loss
-    with torch.no_grad():
-        stats = liger_losses.linear_log_probs(
-            input, weight, target, linear_bias=bias, ignore_index=ignore_index, softcap=softcap,
-            statistics=("argmax",) if any(wanted) else (),
-        )  # fmt: skip
-    if use_token_scaling:
-        loss = reduced(loss * stats.log_probs.exp(), target != ignore_index, reduction)
     if not any(wanted):
-        return loss
-    return _output(loss, stats, target, ignore_index, reduction, lse_square_scale, wanted)
+        return liger_losses.linear_cross_entropy(input, weight, target, **options)
+    found = liger_losses.linear_cross_entropy_with_metrics(input, weight, target, **options)
+    return _output(found, target, reduction, wanted)
 
 
 def _output(
-    loss: Tensor, stats: liger_losses.LogProbs, target: Tensor, ignore_index: int, reduction: str,
-    lse_square_scale: float, wanted: tuple[bool, bool, bool],
+    found: liger_losses.CrossEntropyMetrics, target: Tensor, reduction: str,
+    wanted: tuple[bool, bool, bool],
 ) -> CrossEntropyOutput:  # fmt: skip
-    counts = target != ignore_index
-    z_loss, accuracy, predicted = None, None, None
-    if wanted[0]:
-        z_loss = reduced(lse_square_scale * stats.lse.square(), counts, reduction)
-    assert stats.argmax is not None
-    if wanted[1]:
-        correct = target.eq(stats.argmax).float()
-        accuracy = reduced(correct, counts, "none" if reduction == "none" else "mean")
-    if wanted[2]:
-        predicted = stats.argmax
-    return CrossEntropyOutput(loss, z_loss, accuracy, predicted)
-
-
-def reduced(each: Tensor, counts: Tensor, reduction: str) -> Tensor:
-    """Of tokens, 0 where they do not count."""
-    each = each.where(counts, 0.0)
-    if reduction == "none":
-        return each
-    return each.sum() / counts.sum().clamp(min=1) if reduction == "mean" else each.sum()
+    z_loss, accuracy, predicted = wanted
+    each = found.argmax.eq(target).float()
+    return CrossEntropyOutput(
+        found.loss,
+        found.z_loss if z_loss else None,
+        (each if reduction == "none" else found.accuracy) if accuracy else None,
+        found.argmax if predicted else None,
+    )
 
 
 def liger_fused_linear_scaled_cross_entropy(
@@ -159,10 +136,9 @@ def liger_fused_linear_scaled_cross_entropy_tp(
         )
     if return_entropy:
         raise NotImplementedError("return_entropy over several ranks: liger-losses will have it")
-    loss = _of_liger_losses("vocab_parallel_linear_cross_entropy")
-    return loss(
-        input, weight, target, group=tp_group, ignore_index=ignore_index, reduction="none",
-        logit_scale=1.0 / temperature,
+    return liger_losses.vocab_parallel_linear_cross_entropy(
+        input, weight, target, ignore_index=ignore_index, reduction="none",
+        logit_scale=1.0 / temperature, **_shard(tp_group, len(weight)),
     )  # fmt: skip
 
 
@@ -174,32 +150,37 @@ def liger_vocab_parallel_cross_entropy(
 
     Megatron's smoothing spreads its share over the V - 1 other classes.
     """
-    size = vocab_parallel_logits.shape[-1] * (1 if _alone(tp_group) else tp_group.size())
+    shard: dict[str, Any] = {}
+    size = vocab_parallel_logits.shape[-1]
+    if not _alone(tp_group):
+        shard = _shard(tp_group, size)
+        size = shard["vocab_size"]
+        if label_smoothing and label_smoothing_mode == "partition":
+            raise NotImplementedError(
+                "label_smoothing_mode='partition' gives every rank another loss; use 'global'"
+            )
     if label_smoothing_formula == "megatron":
         label_smoothing = label_smoothing * size / (size - 1)
-    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    if _alone(tp_group):
-        loss = liger_losses.cross_entropy(
-            vocab_parallel_logits.flatten(0, -2), target.flatten(), reduction="none", **options
-        )
-        return loss.view(target.shape)
-    if label_smoothing and label_smoothing_mode == "partition":
-        raise NotImplementedError(
-            "label_smoothing_mode='partition' over several ranks gives every rank another loss; "
-            "use 'global'"
-        )
-    loss = _of_liger_losses("vocab_parallel_cross_entropy")
-    return loss(vocab_parallel_logits, target, group=tp_group, reduction="none", **options)
+    logits, labels = vocab_parallel_logits.flatten(0, -2), target.flatten()
+    function = liger_losses.vocab_parallel_cross_entropy if shard else liger_losses.cross_entropy
+    loss = function(
+        logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        reduction="none", **shard,
+    )  # fmt: skip
+    return loss.view(target.shape)
 
 
 def _alone(tp_group: Any) -> bool:
     return tp_group is None or tp_group.size() == 1
 
 
-def _of_liger_losses(name: str) -> Any:
-    if name not in liger_losses.__all__:
-        raise NotImplementedError(f"several ranks: a later liger-losses will have {name}")
-    return getattr(liger_losses, name)
+def _shard(tp_group: Any, rows: int) -> dict[str, Any]:
+    """Equal ones, in the order of ranks."""
+    return {
+        "group": tp_group,
+        "vocab_start": tp_group.rank() * rows,
+        "vocab_size": tp_group.size() * rows,
+    }
 
 
 def _check_temperature(temperature: float) -> None:
