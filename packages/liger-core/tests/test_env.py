@@ -62,7 +62,7 @@ def test_every_public_function_has_a_path(package: Path) -> None:
 
 
 def test_packages_without_kernels_have_no_ops() -> None:
-    assert not {"liger_core", "liger_hf", "liger_compat", "liger_kernel"} & set(kernel_packages())
+    assert not {"liger_core", "liger_hf", "liger_kernel"} & set(kernel_packages())
 
 
 def test_broken_package_and_broken_op_are_reported(package: Path) -> None:

@@ -17,8 +17,8 @@ from .lang import HAS_TRITON, triton
 
 __all__ = ["environment", "kernel_packages", "render"]
 
-# Liger packages without ops, and the import name of another project
-NOT_KERNELS = {"liger_core", "liger_hf", "liger_compat", "liger_kernel"}
+# Liger packages without ops; the last may be another project's
+NOT_KERNELS = {"liger_core", "liger_hf", "liger_kernel"}
 
 
 def kernel_packages() -> list[str]:

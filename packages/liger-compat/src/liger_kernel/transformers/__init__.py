@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from liger_core import lazy_exports
 
-from .signatures import SIGNATURES
+from .signatures import MODEL_TYPES
 
 if TYPE_CHECKING:
     from .auto_model import AutoLigerKernelForCausalLM as AutoLigerKernelForCausalLM
@@ -33,7 +33,7 @@ _EXPORTS = {
         "_apply_liger_kernel",
         "_apply_liger_kernel_to_instance",
         "MODEL_TYPE_TO_APPLY_LIGER_FN",
-        *(f"apply_liger_kernel_to_{name}" for name in SIGNATURES),
+        *(f"apply_liger_kernel_to_{name}" for name in MODEL_TYPES),
     ),
     "multi_token_attention": ("LigerMultiTokenAttention",),
     "poly_norm": ("LigerPolyNorm",),

@@ -60,14 +60,14 @@ def triton_grpo_loss(
         ),
         beta=beta, use_bias_correction_kl=use_bias_correction_kl,
     )  # fmt: skip
-    weights = counts.float().requires_grad_()
+    labels = completion_ids.masked_fill(~counts, -100)
+    stats = log_probs(logits[:, :-1], labels, logit_scale=1.0 / temperature)
+    weights = counts.to(stats.log_probs.dtype).requires_grad_()
     if reduce:
         weights = token_weights(
             counts, ALGORITHMS[loss_type].reduction, max_completion_length=max_completion_length,
             normalizer=dapo_normalizer(loss_type, mask, num_items_in_batch),
         )  # fmt: skip
-    labels = completion_ids.masked_fill(~counts, -100)
-    stats = log_probs(logits[:, :-1], labels, logit_scale=1.0 / temperature)
     if vllm_is_ratio is not None and vllm_is_ratio.ndim == 1:
         vllm_is_ratio = vllm_is_ratio[:, None]
     losses, aux = objective(

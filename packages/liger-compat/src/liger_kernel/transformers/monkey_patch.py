@@ -108,8 +108,11 @@ def _make(name: str) -> Callable[..., None]:
 
 
 _FUNCTIONS = {name: _make(name) for name in SIGNATURES}
-globals().update({function.__name__: function for function in _FUNCTIONS.values()})
 MODEL_TYPE_TO_APPLY_LIGER_FN = {kind: _FUNCTIONS[name] for kind, name in MODEL_TYPES.items()}
+# those of parts, such as qwen3_5_text, too: some tools expect one by the name of each type
+globals().update(
+    {f"apply_liger_kernel_to_{kind}": f for kind, f in MODEL_TYPE_TO_APPLY_LIGER_FN.items()}
+)
 
 
 def _known(model_type: str, kwargs: dict[str, Any]) -> dict[str, Any]:
