@@ -161,3 +161,19 @@ def test_helpers():
     assert callable(forward(lambda ctx: None))
     assert callable(backward(lambda ctx: None))
     assert utils.is_hip() == (torch.version.hip is not None)
+
+
+def test_front_of_functions_takes_the_choice_of_an_implementation():
+    from liger_kernel import functional as front
+
+    x, weight = normal(3, N), normal(N)
+    expected = ops.LigerRMSNormFunction.apply(x, weight, 1e-6)
+    assert_close(front.rms_norm(x, weight, impl="triton", backend=None), expected)
+    assert_close(front.rms_norm(x=x, weight=weight, eps=1e-6, casting_mode="llama"), expected)
+    assert_close(front.layer_norm(x, weight), F.layer_norm(x, (N,), weight, eps=1e-6))
+    assert_close(front.softmax(x, mode="fast"), x.softmax(-1))
+    logits = normal(M, V)
+    assert_close(front.cross_entropy(logits, labels())[0], F.cross_entropy(logits, labels()))
+    with pytest.raises(TypeError, match="engine"):
+        front.rms_norm(x, weight, engine="triton")
+    assert all(callable(getattr(front, name)) for name in front.__all__)
