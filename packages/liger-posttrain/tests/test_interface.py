@@ -241,9 +241,14 @@ def test_bad_input():
     check(ValueError, "must be one of sigmoid, hinge", LinearDPOLoss, loss_type="dpo")
     check(ValueError, "must be one of kto", LinearKTOLoss, loss_type="dpo")
     check(ValueError, "must be one of forward_kl", LinearDistillationLoss, loss_type="kl")
-    check(TypeError, "takes delta, epsilon_high, epsilon_low; not 'tau'", LinearGRPOLoss, tau=1.0)
+    check(
+        TypeError,
+        r"'dapo' \(delta, epsilon_high, .*\) nor the head takes 'tau'",
+        LinearGRPOLoss,
+        tau=1.0,
+    )
     hinge = {"loss_type": "hinge", "label_smoothing": 0.1}
-    check(TypeError, "'hinge' takes no options", LinearDPOLoss, **hinge)
+    check(TypeError, r"'hinge' \(no options\) nor the head takes", LinearDPOLoss, **hinge)
     check(ValueError, "one for each of", LinearDPOLoss, loss_weights=[1.0, 2.0])
     divergent = {"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}
     check(ValueError, "not defined for f_divergence", LinearDPOLoss, **divergent)
@@ -276,3 +281,9 @@ def test_bad_references():
     check(ValueError, "needs baseline", kto, x, W, target, desirable=desirable)
     check(ValueError, "must be bool", kto, x, W, target, desirable=ref, baseline=0.0)
     check(ValueError, "takes ref_input and ref_weight", LinearDistillationLoss(), x, W, target)
+
+
+def test_shown():
+    shown = repr(LinearGRPOLoss(loss_type="gspo", beta=0.1))
+    assert "level='sequence'" in shown
+    assert "beta=0.1" in shown

@@ -65,6 +65,11 @@ class LinearLoss(torch.nn.Module):
             "chunk_bytes": chunk_bytes,
         }
 
+    def extra_repr(self) -> str:
+        hidden = ("name", "training")
+        shown = {n: v for n, v in vars(self).items() if n not in hidden and not n.startswith("_")}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
     def labels(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, mask: Tensor | None
     ) -> Tensor:
