@@ -254,6 +254,9 @@ def test_bad_input():
     check(ValueError, "not defined for f_divergence", LinearDPOLoss, **divergent)
     check(ValueError, "probabilities, not ratios", LinearDPOLoss, loss_type="orpo")
     check(ValueError, "temperature must be positive", LinearDPOLoss, temperature=0.0)
+    check(ValueError, "logit_scale must be positive", LinearDistillationLoss, logit_scale=0.0)
+    both = {"nll_target": target, "ref_log_probs": advantages}
+    check(ValueError, "nll_weight is 0", LinearDPOLoss(), x, W, target, **both)
 
 
 def test_bad_references():

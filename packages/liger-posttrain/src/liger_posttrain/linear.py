@@ -54,8 +54,9 @@ class LinearLoss(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.name = type(self).__name__
-        if temperature <= 0.0:
-            raise ValueError(f"{self.name}: temperature must be positive, got {temperature}")
+        for what, value in (("temperature", temperature), ("logit_scale", logit_scale)):
+            if value <= 0.0:
+                raise ValueError(f"{self.name}: {what} must be positive, got {value}")
         self.statistics, self.ignore_index = tuple(statistics), ignore_index
         # softcap * tanh(scale x / softcap) / temperature, in the two numbers of the head
         self.head: dict[str, Any] = {
