@@ -128,5 +128,5 @@ class LinearKTOLoss(LinearLoss):
             found["mean_token_accuracy"] = mean_where(aux["mean_token_accuracy"], tokens)
         if baseline is not None:
             name = "kl" if self.loss_type == "kto" else "baseline"
-            found[name] = torch.as_tensor(baseline, device=counts.device)
+            found[name] = aux["rewards"].new_zeros(()) + baseline
         return found
