@@ -54,8 +54,9 @@ class LinearLoss(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.name = type(self).__name__
-        if temperature <= 0.0:
-            raise ValueError(f"{self.name}: temperature must be positive, got {temperature}")
+        for what, value in (("temperature", temperature), ("logit_scale", logit_scale)):
+            if value <= 0.0:
+                raise ValueError(f"{self.name}: {what} must be positive, got {value}")
         self.statistics, self.ignore_index = tuple(statistics), ignore_index
         # softcap * tanh(scale x / softcap) / temperature, in the two numbers of the head
         self.head: dict[str, Any] = {
@@ -64,6 +65,11 @@ class LinearLoss(torch.nn.Module):
             "ignore_index": ignore_index,
             "chunk_bytes": chunk_bytes,
         }
+
+    def extra_repr(self) -> str:
+        hidden = ("name", "training")
+        shown = {n: v for n, v in vars(self).items() if n not in hidden and not n.startswith("_")}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def labels(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, mask: Tensor | None
