@@ -10,12 +10,12 @@ in each direction; a wider one twice, its means first.
 from typing import Any
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms
 from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["GatedRowNormFunction", "gated_row_norm_bwd", "gated_row_norm_fwd"]
 

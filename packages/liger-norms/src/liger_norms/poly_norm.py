@@ -18,12 +18,12 @@ Source: Zhuo et al. 2024, arXiv:2411.03884.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
 from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["PolyNorm", "poly_norm", "poly_norm_ref"]
 
