@@ -58,16 +58,15 @@ def _fwd_config(N: int, itemsize: int, residual: bool) -> dict[str, int]:
     and the rows that are read at a time fit the L2 cache.
     """
     if N * itemsize > _WIDEST:
-        block_n = _WIDEST // 2 // itemsize
-        tiles = ceil_div(N, block_n)
-        held = min(tiles, 2 if residual else 4)
-        sizes = {"HELD": held, "TILES": tiles, "BLOCK_M": 1, "BLOCK_N": block_n}
-        return {"num_warps": 16, **sizes}
-    tiles, block_n = _cut(N)
-    block_m = max(1, 2048 // (tiles * block_n))
-    warps = block_m * block_n // (1024 if tiles == 1 else 256)
-    sizes = {"HELD": tiles, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    return {"num_warps": min(max(warps, 4), 16), **sizes}
+        tiles, block_n = ceil_div(N * itemsize, _WIDEST // 2), _WIDEST // 2 // itemsize
+        held, block_m, warps = min(tiles, 2 if residual else 4), 1, 16
+    else:
+        tiles, block_n = _cut(N)
+        held, block_m = tiles, max(1, 2048 // (tiles * block_n))
+        warps = min(max(block_m * block_n // (1024 if tiles == 1 else 256), 4), 16)
+    return {
+        "num_warps": warps, "HELD": held, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n,
+    }  # fmt: skip
 
 
 def _bwd_config(N: int, itemsize: int, operands: int, sums: int) -> tuple[int, dict[str, int]]:
@@ -84,8 +83,16 @@ def _bwd_config(N: int, itemsize: int, operands: int, sums: int) -> tuple[int, d
         block_m = power_of_2(block_m + 1) // 2
     warps = 4 if two else 16 if block_m > 4 else 8
     stages = 1 + 2**17 // (block_m * lanes * itemsize * operands)
-    sizes = {"TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    return 2 if two else 1, {"num_warps": warps, **sizes, "STAGES": max(1, min(stages, 3))}
+    return 2 if two else 1, {
+        "num_warps": warps, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n,
+        "STAGES": max(1, min(stages, 3)),
+    }  # fmt: skip
+
+
+def _wide_bwd_config(N: int, itemsize: int) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Programs an SM of the second kernel; warps and sizes of the means and of that."""
+    means = {"num_warps": 16, "BLOCK_N": _WIDEST // 2 // itemsize}
+    return 8, means, {"num_warps": 4, "BLOCK_M": 4, "BLOCK_N": 1024}
 
 
 def row_norm_fwd(
@@ -154,22 +161,22 @@ def _narrow_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
 
 
 def _wide_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
-    (M, N), (_, offset, cast, _), block_n = s.shape, form, 1024
-    blocks = ceil_div(N, block_n)
-    P = _programs(ceil_div(8 * num_sms(s), blocks), M // T, T, 4)
+    (M, N), (_, offset, cast, _) = s.shape, form
+    per_sm, means, config = _wide_bwd_config(N, s.element_size())
+    blocks = ceil_div(N, config["BLOCK_N"])
+    P = _programs(ceil_div(per_sm * num_sms(s), blocks), M // T, T, config["BLOCK_M"])
     sums = _empty_sums(wanted, M // T, P, s, rstd)
     c1, c2 = torch.empty((2, M), dtype=rstd.dtype, device=s.device)
     strides = s.stride(0), dy.stride(0), 0 if ds is None else ds.stride(0)
     if dx is not None:
         launch(
             _wide_means_kernel, (M,),
-            s, w, dy, mean, rstd, c1, c2, *strides[:2], N, T, offset or None,
-            num_warps=16, BLOCK_N=_WIDEST // 2 // s.element_size(),
+            s, w, dy, mean, rstd, c1, c2, *strides[:2], N, T, offset or None, **means,
         )  # fmt: skip
     launch(
         _wide_bwd_kernel, (blocks, M // T * P),
         s, w, dy, ds, dx, mean, rstd, c1, c2, sums, *strides, N, T, P, offset or None,
-        num_warps=4, CAST=cast, DW=need[1], DB=need[2], BLOCK_M=4, BLOCK_N=block_n,
+        CAST=cast, DW=need[1], DB=need[2], **config,
     )  # fmt: skip
     return sums
 

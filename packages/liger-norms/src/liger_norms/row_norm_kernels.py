@@ -25,7 +25,8 @@ def _row_norm_fwd_kernel(
     held = ()
     for tile in tl.static_range(HELD):
         at = tile * BLOCK_N + cols
-        held += (_load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N),)
+        s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
+        held = _append(held, s)
     mean = 0.0
     if MEAN is not None:
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
@@ -56,6 +57,13 @@ def _row_norm_fwd_kernel(
         at = (TILES - back) * BLOCK_N + cols
         s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         _store_y(s, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, EVICT)
+
+
+@triton.jit
+def _append(tiles, tile):
+    """A tuple of tiles, and one more."""
+    tiles += (tile,)
+    return tiles
 
 
 @triton.jit
@@ -112,9 +120,8 @@ def _row_norm_bwd_kernel(
     w, dw, db = (), (), ()
     for i in tl.static_range(TILES):
         at = i * BLOCK_N + cols
-        w += (_load_weight(W, first + at, at < N, offset, acc),)
-        dw += (zero,)
-        db += (zero,)
+        w = _append(w, _load_weight(W, first + at, at < N, offset, acc))
+        dw, db = _append(dw, zero), _append(db, zero)
 
     for tile in tl.range(p, tl.cdiv(T, BLOCK_M), P, num_stages=STAGES):
         local = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
@@ -122,17 +129,17 @@ def _row_norm_bwd_kernel(
         mean, rstd = _load_stats(MEAN, RSTD, rows, valid)
         xhat, dy, g, products = (), (), (), ()
         for i in tl.static_range(TILES):
-            at, w_i = i * BLOCK_N + cols, w[i]
+            at = i * BLOCK_N + cols
             if TILES * BLOCK_N > 8192:
                 # registers are short: the weight comes from the cache each time
                 w_i = _load_weight(W, first + at, at < N, offset, acc)
+            else:
+                w_i = w[i]
             xhat_i, dy_i, g_i = _load_bwd(
                 S, W, DY, MEAN, mean, rstd, w_i, rows, at, valid, stride_s, stride_dy, N
             )
-            xhat += (xhat_i,)
-            dy += (dy_i,)
-            g += (g_i,)
-            products += (g_i * xhat_i,)
+            xhat, dy, g = _append(xhat, xhat_i), _append(dy, dy_i), _append(g, g_i)
+            products = _append(products, g_i * xhat_i)
         c1, c2 = _mean(products, N, TILES), _mean(g, N, TILES)
         dw_next, db_next = (), ()
         for i in tl.static_range(TILES):
@@ -140,8 +147,8 @@ def _row_norm_bwd_kernel(
                 at = i * BLOCK_N + cols
                 dx = _dx(g[i], xhat[i], c1, c2, rstd, MEAN)
                 _store_dx(dx, DS, DX, rows, at, valid, stride_ds, N)
-            dw_next += (dw[i] + dy[i] * _rounded(xhat[i], S, CAST),)
-            db_next += (db[i] + dy[i],)
+            dw_next = _append(dw_next, dw[i] + dy[i] * _rounded(xhat[i], S, CAST))
+            db_next = _append(db_next, db[i] + dy[i])
         dw, db = dw_next, db_next
 
     for i in tl.static_range(TILES):
