@@ -191,7 +191,7 @@ def _empty_sums(wanted: list[Tensor], G: int, P: int, s: Tensor, rstd: Tensor) -
     if not wanted:
         return None
     dtype = rstd.dtype if P > 1 else _common(wanted, rstd.dtype)
-    return torch.empty((len(wanted) * G, P, s.shape[1]), dtype=dtype, device=s.device)
+    return rstd.new_empty((len(wanted) * G, P, s.shape[1]), dtype=dtype)
 
 
 def _total(sums: Tensor | None, wanted: list[Tensor]) -> Sequence[Tensor]:
