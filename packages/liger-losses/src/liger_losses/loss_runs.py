@@ -48,7 +48,7 @@ def runs_of(
         found: list[int] = valid.sum(1).tolist()
         if 64 * sum(found) <= 63 * flat.numel():
             counts, index = found, torch.nonzero_static(valid.reshape(-1), size=sum(found))[:, 0]
-    rows, largest = Chunks.size(sum(counts), W, x, chunk_bytes), max(counts, default=0)
+    rows, largest = Chunks.size(sum(counts), W.shape[0], x, chunk_bytes), max(counts, default=0)
     if largest > rows:
         if chunk_bytes is not None or largest * W.shape[0] * x.element_size() > WHOLE:
             return None
