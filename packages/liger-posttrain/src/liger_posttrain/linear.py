@@ -76,11 +76,15 @@ class LinearLoss(torch.nn.Module):
     ) -> Tensor:
         """Checked targets [B, T], `ignore_index` where the mask is 0."""
         check_weight(self.name, "linear_weight", linear_weight)
-        if target.ndim != 2 or input.shape[:-1] != target.shape:
+        shapes = [tuple(t.shape) for t in (input, linear_weight, target)]
+        flat = linear_weight.ndim == 2 and target.ndim == 2
+        if not flat or shapes[0] != (*shapes[2], shapes[1][1]):
             raise ValueError(
-                f"{self.name}: input and target must be [B, T, H] and [B, T], got "
-                f"{tuple(input.shape)} and {tuple(target.shape)}"
+                f"{self.name}: input, linear_weight and target must be [B, T, H], [V, H] and "
+                f"[B, T], got {shapes[0]}, {shapes[1]} and {shapes[2]}"
             )
+        if not input.is_floating_point():
+            raise TypeError(f"{self.name}: input {input.dtype} must be floating point")
         if mask is None:
             return target
         check_shape(self.name, "mask", mask, target)
