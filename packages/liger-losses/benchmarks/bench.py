@@ -166,10 +166,10 @@ FAMILY = Family(
         ),
         Row(**LCE, shape=LLAMA, note="loss only", grad=False, flops=gemms(1), alone=True),
         Row(**LCE, shape=QWEN, flops=gemms(3)),
-        Row(**LCE, shape=GEMMA, flops=gemms(3)),
-        Row(**LCE, shape=LONG, flops=gemms(3)),
-        Row(**LCE, shape=SHORT, flops=gemms(3)),
-        Row(**LCE, shape=SHORTER, flops=gemms(3)),
+        Row(**LCE, shape=GEMMA, flops=gemms(3), alone=True),
+        Row(**LCE, shape=LONG, flops=gemms(3), alone=True),
+        Row(**LCE, shape=SHORT, flops=gemms(3), alone=True),
+        Row(**LCE, shape=SHORTER, flops=gemms(3), alone=True),
     ),
     peers={
         "cross_entropy": (

@@ -234,3 +234,11 @@ def test_module_and_its_torch_parent_exchange_state():
     assert RMSNorm(16, elementwise_affine=False).state_dict() == {}
     with pytest.raises(ValueError, match="one number"):
         RMSNorm((4, 4))
+
+
+@pytest.mark.parametrize(
+    ("N", "tiles"),
+    [(33, (1, 64)), (4096, (1, 4096)), (5120, (5, 1024)), (6144, (3, 2048)), (14336, (7, 2048))],
+)
+def test_row_is_cut_into_few_equal_tiles(N, tiles):
+    assert row_norm._cut(N) == tiles

@@ -1,6 +1,6 @@
 """Losses of policies and of pairs: rows and peers of `python -m liger_core.bench run posttrain`.
 
-The rows of tests/specs.py: of a policy, the mean over all tokens with a KL from given
+The ops of tests/specs.py: of a policy, the mean over all tokens with a KL from given
 log-probabilities; of pairs, DPO with a reference head.
 """
 
@@ -17,9 +17,14 @@ def prompt_of_half(given):
     target[:, : target.shape[1] // 2] = -100
 
 
+def no_prompt(given):
+    target, V = given["target"], given["linear_weight"].shape[0]
+    target.copy_(torch.randint(V, target.shape, device=target.device))
+
+
 def gemms(count):
-    """Matrix products of one token in two."""
-    return lambda B, T, H, V: count * B * T * H * V
+    """Matrix products of all tokens; rows with a prompt have half of them."""
+    return lambda B, T, H, V: 2 * count * B * T * H * V
 
 
 def grpo_of(log_probs, target, advantages, ref_log_probs):
@@ -100,32 +105,50 @@ def trl_dpo():
 LIGER = {"package": "liger-kernel", "graph": False}
 TRL = {"package": "trl", "graph": False}
 # no graph: a captured head computes ignored tokens too
+ALL = {"edit": no_prompt, "graph": False}
 HALF = {"edit": prompt_of_half, "graph": False}
-GRPO = {"op": "linear_grpo_loss", "small": (2, 16, 32, 256), **HALF}
-DPO = {"op": "linear_dpo_loss", "small": (4, 16, 32, 256), **HALF}
+GRPO = {"op": "linear_grpo_loss", "small": (2, 16, 32, 256)}
+DPO = {"op": "linear_dpo_loss", "small": (4, 16, 32, 256)}
 LLAMA = (4096, 128256)
 
 FAMILY = Family(
     rows=(
-        Row(**GRPO, shape=(8, 1024, *LLAMA), flops=gemms(3), readme=True),
+        Row(**GRPO, **ALL, shape=(8, 1024, *LLAMA), flops=gemms(3), readme=True),
         Row(
             **GRPO,
+            **ALL,
             shape=(8, 1024, *LLAMA),
             note="entropy, mean logit, accuracy",
             ours={"statistics": EVERYTHING},
             flops=gemms(3),
             alone=True,
         ),
-        Row(**GRPO, shape=(1, 65536, *LLAMA), note="one sequence", flops=gemms(3)),
         Row(
             **GRPO,
+            **HALF,
+            shape=(8, 1024, *LLAMA),
+            note="half of the tokens a prompt",
+            flops=gemms(1.5),
+            alone=True,
+        ),
+        Row(**GRPO, **ALL, shape=(1, 65536, *LLAMA), note="one sequence", flops=gemms(3)),
+        Row(
+            **GRPO,
+            **ALL,
             shape=(1, 65536, *LLAMA),
             note="one sequence, its ratio",
             ours={"importance_sampling_level": "sequence"},
             flops=gemms(4),
             alone=True,
         ),
-        Row(**DPO, shape=(16, 1024, *LLAMA), note="8 pairs", flops=gemms(4), readme=True),
+        Row(
+            **DPO,
+            **ALL,
+            shape=(16, 1024, *LLAMA),
+            note="8 pairs, reference head",
+            flops=gemms(4),
+            readme=True,
+        ),
     ),
     peers={
         # eager is the reference of the specs: checkpoints of 4096 tokens
@@ -138,4 +161,5 @@ FAMILY = Family(
             Peer("trl", trl_dpo, **TRL),
         ),
     },
+    heads=((8 * 1024, *LLAMA), (16 * 1024, *LLAMA)),
 )

@@ -89,7 +89,7 @@ ERRORS = (
     (replace(target=lambda a: a["target"].float()), TypeError, "class indices"),
     (replace(target=lambda a: a["target"][:, 1:]), ValueError, r"must be \[B, T, H\]"),
     (replace(linear_weight=lambda a: a["linear_weight"][:, 1:]), ValueError, "must be"),
-    (replace(input=lambda a: a["input"].long()), TypeError, ""),
+    (replace(input=lambda a: a["input"].long()), TypeError, "floating point"),
 )
 SKIPS = {
     "large_offsets": "its only kernels are those of log_probs",

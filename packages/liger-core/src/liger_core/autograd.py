@@ -14,14 +14,17 @@ __all__ = ["once_differentiable"]
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """As torch's decorator: differentiating what `backward` returns raises. Here it does also for a
     loss whose incoming gradient, a one, is no part of a graph: torch would return a gradient
-    without a graph, and a penalty on it would silently go missing.
+    without a graph, and a penalty on it would silently go missing. Only a pass with `create_graph`
+    bears the cost.
     """
     once = torch_function.once_differentiable(backward)
 
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor | None) -> Any:
         # only create_graph=True leaves gradients on
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        if not torch.compiler.is_compiling():
             grads = tuple(
                 g.detach().requires_grad_() if g is not None and g.is_floating_point() else g
                 for g in grads

@@ -59,15 +59,18 @@ def _launch_cuda(
     # tensors as addresses, which the launcher need not ask for and look up again
     values: list[object] = []
     for arg in args:
-        kind = type(arg)
-        if kind is int:
-            key.append((arg == 1, arg & 15 == 0, -0x80000000 <= arg < 0x80000000))
-        elif arg is None or kind is float:
-            key.append(kind)
+        if arg is None:
+            key.append(None)
+        elif (kind := type(arg)) is int:
+            # most integers: any but 1 of 32 bits
+            divisible = arg & 15 == 0
+            usual = arg != 1 and -0x80000000 <= arg < 0x80000000
+            key.append(divisible if usual else (arg == 1, divisible))
+        elif kind is float:
+            key.append(float)
         else:
             pointer = arg.data_ptr()
-            key.append(arg.dtype)
-            key.append(pointer & 15 == 0)
+            key += arg.dtype, pointer & 15 == 0
             if not pointer and arg.numel():
                 shape = tuple(arg.shape)
                 raise ValueError(

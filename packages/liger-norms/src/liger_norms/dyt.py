@@ -14,12 +14,12 @@ Source: Zhu et al. 2025, arXiv:2503.10622.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
 from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials, tanh
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["DyT", "dyt", "dyt_ref"]
 

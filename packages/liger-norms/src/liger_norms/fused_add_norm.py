@@ -83,7 +83,7 @@ def fused_add_rms_norm(
     _check_residual("fused_add_rms_norm", x, residual)
     if not use_kernels(x):
         return fused_add_rms_norm_ref(x, residual, weight, eps, offset=offset, cast=cast)
-    return RowNormFunction.apply(x, residual, weight, None, eps, offset, cast, False)
+    return RowNormFunction.apply(x, residual, weight, None, (eps, offset, cast, False))
 
 
 def fused_add_layer_norm(
@@ -115,7 +115,7 @@ def fused_add_layer_norm(
     _check_residual("fused_add_layer_norm", x, residual)
     if not use_kernels(x):
         return fused_add_layer_norm_ref(x, residual, weight, bias, eps, offset=offset)
-    return RowNormFunction.apply(x, residual, weight, bias, eps, offset, "after", True)
+    return RowNormFunction.apply(x, residual, weight, bias, (eps, offset, "after", True))
 
 
 def _check_residual(name: str, x: Tensor, residual: Tensor) -> None:

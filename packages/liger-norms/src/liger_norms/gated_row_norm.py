@@ -10,12 +10,12 @@ in each direction; a wider one twice, its means first.
 from typing import Any
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms
 from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["GatedRowNormFunction", "gated_row_norm_bwd", "gated_row_norm_fwd"]
 
@@ -159,19 +159,21 @@ def _wide_mean_kernel(
         tl.store(MEAN + row * G + group, mean * tl.load(RSTD + row * G + group))
 
 
-def _config(K: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a tile, warps of the forward, pipeline stages of the backward.
-
-    A tile has 4096 elements, or up to 8192 of one row, which leave registers for a stage less.
-    Stages beyond the first hold x, gate, dy and w in shared memory, of which every target lends
-    128 KiB. The backward has 16 warps: it holds more values of an element than the forward.
-    """
+def _fwd_config(K: int) -> tuple[int, int, int]:
+    """Rows, columns and warps of a tile: 4096 elements, or up to 8192 of one row."""
     block_k = min(max(power_of_2(K), 32), 8192)
-    block_m = max(1, 4096 // block_k)
+    return max(1, 4096 // block_k), block_k, 16 if block_k == 8192 else 8
+
+
+def _bwd_config(K: int, itemsize: int) -> tuple[int, int, int, int, int]:
+    """Rows, columns and warps of a tile, pipeline stages, programs an SM.
+
+    Stages beyond the first hold x, gate, dy and w in shared memory, of which every target lends
+    128 KiB; up to 8192 elements of one row leave registers for a stage less.
+    """
+    block_m, block_k, _ = _fwd_config(K)
     stages = 1 + 2**17 // (block_m * block_k * itemsize * 4)
-    if block_k == 8192:
-        return block_m, block_k, 16, max(1, min(stages, 2))
-    return block_m, block_k, 8, min(stages, 3)
+    return block_m, block_k, 16, max(1, min(stages, 2 if block_k == 8192 else 3)), 1
 
 
 def gated_row_norm_fwd(
@@ -187,7 +189,7 @@ def gated_row_norm_fwd(
     rstd = torch.empty((M, G), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if not M:
         return y, rstd
-    block_m, block_k, warps, _ = _config(K, x.element_size())
+    block_m, block_k, warps = _fwd_config(K)
     shared: dict[str, Any] = {"NORM_FIRST": norm_first, "ACT": act, "BLOCK_K": block_k}
     strides, tiles = (x.stride(0), gate.stride(0)), ceil_div(K, block_k)
     if tiles > 1:
@@ -220,7 +222,7 @@ def gated_row_norm_bwd(
     M, N = x.shape
     if not M:
         return dx, dgate, torch.zeros_like(weight) if weight is not None and need[2] else None
-    block_m, block_k, _, stages = _config(K, x.element_size())
+    block_m, block_k, warps, stages, per_sm = _bwd_config(K, x.element_size())
     shared: dict[str, Any] = {"NORM_FIRST": norm_first, "ACT": act, "BLOCK_K": block_k}
     G, tiles, mean = N // K, ceil_div(K, block_k), None
     strides = x.stride(0), gate.stride(0), dy.stride(0)
@@ -230,7 +232,7 @@ def gated_row_norm_bwd(
             _wide_mean_kernel, (M * G,),
             x, gate, weight, dy, rstd, mean, *strides, G, K, 0.0, num_warps=16, **shared,
         )  # fmt: skip
-    P = max(1, min(num_sms(x) // (G * tiles), ceil_div(M, block_m)))
+    P = max(1, min(per_sm * num_sms(x) // (G * tiles), ceil_div(M, block_m)))
     partials = None
     if weight is not None and need[2]:
         # the sums of the only program are the result
@@ -239,7 +241,7 @@ def gated_row_norm_bwd(
     launch(
         _gated_row_norm_bwd_kernel, (P * G * tiles,),
         x, gate, weight, dy, rstd, mean, dx, dgate, partials, *strides, M, G, K, tiles, P,
-        num_warps=16, **shared, CAST=cast, WIDE=tiles > 1, BLOCK_M=block_m, STAGES=stages,
+        num_warps=warps, **shared, CAST=cast, WIDE=tiles > 1, BLOCK_M=block_m, STAGES=stages,
     )  # fmt: skip
     if weight is None or partials is None:
         return dx, dgate, None

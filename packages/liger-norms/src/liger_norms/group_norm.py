@@ -20,11 +20,11 @@ Source: Wu and He 2018, arXiv:1803.08494; Chan, Golub and LeVeque 1983 for mergi
 import math
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import use_kernels
 from liger_core.kernels import ceil_div, power_of_2, sum_partials
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .group_norm_kernels import _group_norm_bwd_kernel, _group_norm_fwd_kernel
 

@@ -67,7 +67,7 @@ def layer_norm(
     check("layer_norm", x, {"weight": weight, "bias": bias}, eps, offset)
     if not use_kernels(x):
         return layer_norm_ref(x, weight, bias, eps, offset=offset)
-    return RowNormFunction.apply(x, None, weight, bias, eps, offset, "after", True)
+    return RowNormFunction.apply(x, None, weight, bias, (eps, offset, "after", True))
 
 
 class LayerNorm(torch.nn.LayerNorm):

@@ -93,7 +93,7 @@ def modulated_rms_norm(
     if not use_kernels(x):
         return modulated_rms_norm_ref(x, scale, shift, weight, eps)
     w, b, offset = _group_weights(x, scale, shift, weight, None)
-    return RowNormFunction.apply(x, None, w, b, eps, offset, "after", False)
+    return RowNormFunction.apply(x, None, w, b, (eps, offset, "after", False))
 
 
 def modulated_layer_norm(
@@ -127,7 +127,7 @@ def modulated_layer_norm(
     if not use_kernels(x):
         return modulated_layer_norm_ref(x, scale, shift, weight, bias, eps)
     w, b, offset = _group_weights(x, scale, shift, weight, bias)
-    return RowNormFunction.apply(x, None, w, b, eps, offset, "after", True)
+    return RowNormFunction.apply(x, None, w, b, (eps, offset, "after", True))
 
 
 def _spread(t: Tensor, x: Tensor) -> Tensor:

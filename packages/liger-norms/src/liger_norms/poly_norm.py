@@ -18,12 +18,12 @@ Source: Zhuo et al. 2024, arXiv:2411.03884.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
 from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["PolyNorm", "poly_norm", "poly_norm_ref"]
 
@@ -159,8 +159,8 @@ def _dx(x, dy, a1, a2, a3, c1, c2, c3):
     return dy * (a1 + x * (a2 + x * a3)) - x * (c1 + s * (c2 + s * c3))
 
 
-def _config(N: int, itemsize: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a tile, warps, pipeline stages of the backward.
+def _config(N: int, itemsize: int) -> tuple[int, int, int, int, int]:
+    """Rows and columns of a tile, warps; pipeline stages and programs an SM of the backward.
 
     A tile has 4096 elements, or one row of up to 16384. Stages beyond the first hold tiles of x and
     dy in shared memory, of which every target lends 128 KiB.
@@ -168,7 +168,8 @@ def _config(N: int, itemsize: int) -> tuple[int, int, int, int]:
     block_n = min(power_of_2(N), 16384)
     block_m = max(1, 4096 // max(block_n, 128))
     warps = min(max(block_m * block_n // 512, 4), 16)
-    return block_m, block_n, warps, min(3, 1 + 2**16 // (block_m * block_n * itemsize))
+    stages = min(3, 1 + 2**16 // (block_m * block_n * itemsize))
+    return block_m, block_n, warps, stages, 16 // warps
 
 
 def poly_norm_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ def poly_norm_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[
     M, N = rows.shape
     rstd = torch.empty((M, 3), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if M:
-        block_m, block_n, warps, _ = _config(N, x.element_size())
+        block_m, block_n, warps, *_ = _config(N, x.element_size())
         launch(
             _poly_norm_fwd_kernel, (ceil_div(M, block_m),),
             rows, weight, bias, y, rstd, rows.stride(0), M, eps,
@@ -194,9 +195,8 @@ def poly_norm_bwd(
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_dx else None
     x, dy = as_rows(x), as_rows(dy)
     M, N = x.shape
-    block_m, block_n, warps, stages = _config(N, x.element_size())
-    # 16 warps an SM
-    P = min(16 // warps * num_sms(x), ceil_div(M, block_m))
+    block_m, block_n, warps, stages, per_sm = _config(N, x.element_size())
+    P = min(per_sm * num_sms(x), ceil_div(M, block_m))
     sums = torch.empty((P, 4), dtype=rstd.dtype, device=x.device) if need_sums else None
     if M:
         launch(

@@ -79,7 +79,7 @@ def rms_norm(
     check("rms_norm", x, {"weight": weight}, eps, offset, cast)
     if not use_kernels(x):
         return rms_norm_ref(x, weight, eps, offset=offset, cast=cast)
-    return RowNormFunction.apply(x, None, weight, None, eps, offset, cast, False)
+    return RowNormFunction.apply(x, None, weight, None, (eps, offset, cast, False))
 
 
 class RMSNorm(torch.nn.RMSNorm):

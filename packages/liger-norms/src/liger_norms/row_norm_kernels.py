@@ -13,7 +13,7 @@ __all__ = [
 @triton.jit
 def _row_norm_fwd_kernel(
     X, RESIDUAL, W, B, S, Y, MEAN, RSTD, stride_x, stride_r, M, N, T, eps, offset,
-    CAST: tl.constexpr, GROUPED: tl.constexpr, TILES: tl.constexpr,
+    CAST: tl.constexpr, GROUPED: tl.constexpr, HELD: tl.constexpr, TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
@@ -21,30 +21,49 @@ def _row_norm_fwd_kernel(
     # where the weights of these rows begin
     first = tl.minimum(rows, M - 1) // T * N if GROUPED else tl.zeros((1, 1), dtype=tl.int64)
 
-    s = _load_sum(X, RESIDUAL, S, RSTD, rows, cols, stride_x, stride_r, M, N)
+    # the first tiles of a row stay in registers; those that a wide row has beyond are read again
+    held = ()
+    for tile in tl.static_range(HELD):
+        at = tile * BLOCK_N + cols
+        s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
+        held = _append(held, s)
     mean = 0.0
-    # columns beyond the first tile: none unless a row is wider than a tile
     if MEAN is not None:
-        total = s
-        for tile in tl.range(1, TILES, num_stages=2):
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
+        for tile in tl.static_range(HELD):
+            total += held[tile]
+        for tile in tl.range(HELD, TILES, num_stages=2):
             at = tile * BLOCK_N + cols
             total += _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         mean = tl.sum(total, axis=1, keep_dims=True) / N
         tl.store(MEAN + rows, mean, mask=rows < M)
-    square = _squared(s, mean, MEAN, cols, N)
-    for tile in tl.range(1, TILES, num_stages=2):
+    square = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
+    for tile in tl.static_range(HELD):
+        square += _squared(held[tile], mean, MEAN, tile * BLOCK_N + cols, N)
+    for tile in tl.range(HELD, TILES, num_stages=2):
         at = tile * BLOCK_N + cols
-        more = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
-        square += _squared(more, mean, MEAN, at, N)
+        s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
+        square += _squared(s, mean, MEAN, at, N)
     rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / N + tl.cast(eps, tl.float32))
     tl.store(RSTD + rows, rstd, mask=rows < M)
 
-    _store_y(s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N, CAST, TILES)
+    # results need no room in the cache that holds a wide row between its readings
+    EVICT: tl.constexpr = "evict_first" if TILES > HELD else ""
+    for tile in tl.static_range(HELD):
+        at = tile * BLOCK_N + cols
+        _store_y(held[tile], mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, EVICT)
     # last tile first: it is the one most likely still in the cache
-    for back in tl.range(1, TILES, num_stages=2):
+    for back in tl.range(1, TILES - HELD + 1, num_stages=2):
         at = (TILES - back) * BLOCK_N + cols
-        more = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
-        _store_y(more, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, TILES)
+        s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
+        _store_y(s, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, EVICT)
+
+
+@triton.jit
+def _append(tiles, tile):
+    """A tuple of tiles, and one more."""
+    tiles += (tile,)
+    return tiles
 
 
 @triton.jit
@@ -68,11 +87,9 @@ def _squared(s, mean, MEAN, cols, N):
 @triton.jit
 def _store_y(
     s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N,
-    CAST: tl.constexpr, TILES: tl.constexpr,
+    CAST: tl.constexpr, EVICT: tl.constexpr,
 ):  # fmt: skip
     mask = (rows < M) & (cols < N)
-    # results need no room in the cache that holds a wide row between its readings
-    EVICT: tl.constexpr = "evict_first" if TILES > 1 else ""
     dtype = X.dtype.element_ty
     if S is not None:
         dtype = S.dtype.element_ty
@@ -93,36 +110,58 @@ def _store_y(
 def _row_norm_bwd_kernel(
     S, W, DY, DS, DX, MEAN, RSTD, SUMS, stride_s, stride_dy, stride_ds, N, T, P, offset,
     CAST: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    acc = RSTD.dtype.element_ty
     group, p = tl.program_id(0) // P, tl.program_id(0) % P
     cols = tl.arange(0, BLOCK_N)[None, :]
-    at = group.to(tl.int64) * N + cols
-    w = _load_weight(W, at, cols < N, offset, RSTD.dtype.element_ty)
-    dw = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
-    db = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
+    first = group.to(tl.int64) * N
+    zero = tl.zeros((BLOCK_M, BLOCK_N), dtype=acc)
+    w, dw, db = (), (), ()
+    for i in tl.static_range(TILES):
+        at = i * BLOCK_N + cols
+        w = _append(w, _load_weight(W, first + at, at < N, offset, acc))
+        dw, db = _append(dw, zero), _append(db, zero)
 
     for tile in tl.range(p, tl.cdiv(T, BLOCK_M), P, num_stages=STAGES):
         local = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
         rows, valid = group.to(tl.int64) * T + local, local < T
-        if BLOCK_N > 8192:
-            # registers are short: the weight comes from the cache each time
-            w = _load_weight(W, at, cols < N, offset, RSTD.dtype.element_ty)
-        xhat, dy, g, rstd = _load_bwd(
-            S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N
-        )
-        if DX is not None:
-            dx = g - xhat * (tl.sum(g * xhat, axis=1, keep_dims=True) / N)
-            if MEAN is not None:
-                dx -= tl.sum(g, axis=1, keep_dims=True) / N
-            _store_dx(dx * rstd, DS, DX, rows, cols, valid, stride_ds, N)
-        if DW:
-            dw += dy * _rounded(xhat, S, CAST)
-        if DB:
-            db += dy
+        mean, rstd = _load_stats(MEAN, RSTD, rows, valid)
+        xhat, dy, g, products = (), (), (), ()
+        for i in tl.static_range(TILES):
+            at = i * BLOCK_N + cols
+            if TILES * BLOCK_N > 8192:
+                # registers are short: the weight comes from the cache each time
+                w_i = _load_weight(W, first + at, at < N, offset, acc)
+            else:
+                w_i = w[i]
+            xhat_i, dy_i, g_i = _load_bwd(
+                S, W, DY, MEAN, mean, rstd, w_i, rows, at, valid, stride_s, stride_dy, N
+            )
+            xhat, dy, g = _append(xhat, xhat_i), _append(dy, dy_i), _append(g, g_i)
+            products = _append(products, g_i * xhat_i)
+        c1, c2 = _mean(products, N, TILES), _mean(g, N, TILES)
+        dw_next, db_next = (), ()
+        for i in tl.static_range(TILES):
+            if DX is not None:
+                at = i * BLOCK_N + cols
+                dx = _dx(g[i], xhat[i], c1, c2, rstd, MEAN)
+                _store_dx(dx, DS, DX, rows, at, valid, stride_ds, N)
+            dw_next = _append(dw_next, dw[i] + dy[i] * _rounded(xhat[i], S, CAST))
+            db_next = _append(db_next, db[i] + dy[i])
+        dw, db = dw_next, db_next
 
-    cols = tl.arange(0, BLOCK_N)
-    _store_sums(dw, db, SUMS, tl.program_id(0), tl.num_programs(0), cols, N, DW, DB)
+    for i in tl.static_range(TILES):
+        at = i * BLOCK_N + tl.arange(0, BLOCK_N)
+        _store_sums(dw[i], db[i], SUMS, tl.program_id(0), tl.num_programs(0), at, N, DW, DB)
+
+
+@triton.jit
+def _load_stats(MEAN, RSTD, rows, valid):
+    mean = 0.0
+    if MEAN is not None:
+        mean = tl.load(MEAN + rows, mask=valid, other=0.0)
+    return mean, tl.load(RSTD + rows, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -136,19 +175,35 @@ def _load_weight(W, at, inside, offset, acc: tl.constexpr):
 
 
 @triton.jit
-def _load_bwd(S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N):
+def _load_bwd(S, W, DY, MEAN, mean, rstd, w, rows, cols, valid, stride_s, stride_dy, N):
     mask = valid & (cols < N)
-    rstd = tl.load(RSTD + rows, mask=valid, other=0.0)
-    xhat = tl.load(S + rows * stride_s + cols, mask=mask, other=0.0).to(rstd.dtype)
+    xhat = tl.load(S + rows * stride_s + cols, mask=mask, other=0.0).to(rstd.dtype) * rstd
     if MEAN is not None:
-        mean = tl.load(MEAN + rows, mask=valid, other=0.0)
-        xhat = tl.where(cols < N, xhat - mean, 0.0)
-    xhat *= rstd
+        # not 0 beyond the row, where dy is
+        xhat -= mean * rstd
     dy = tl.load(DY + rows * stride_dy + cols, mask=mask, other=0.0).to(rstd.dtype)
     g = dy
     if W is not None:
         g *= w
-    return xhat, dy, g, rstd
+    return xhat, dy, g
+
+
+@triton.jit
+def _mean(tiles, N, TILES: tl.constexpr):
+    """Of each row, over all its tiles."""
+    total = tiles[0]
+    for i in tl.static_range(1, TILES):
+        total += tiles[i]
+    return tl.sum(total, axis=1, keep_dims=True) / N
+
+
+@triton.jit
+def _dx(g, xhat, c1, c2, rstd, MEAN):
+    """rstd * (g - c2 - xhat * c1), with the products of two numbers of the row formed first."""
+    dx = xhat * (c1 * rstd)
+    if MEAN is not None:
+        dx += c2 * rstd
+    return g * rstd - dx
 
 
 @triton.jit
@@ -186,11 +241,12 @@ def _wide_means_kernel(
     cols = tl.arange(0, BLOCK_N)[None, :]
     c1 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
     c2 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
+    mean, rstd = _load_stats(MEAN, RSTD, rows, rows >= 0)
     for start in tl.range(0, N, BLOCK_N, num_stages=3):
         at = start + cols
         w = _load_weight(W, group.to(tl.int64) * N + at, at < N, offset, RSTD.dtype.element_ty)
-        xhat, _, g, _ = _load_bwd(
-            S, W, DY, MEAN, RSTD, w, rows, at, rows >= 0, stride_s, stride_dy, N
+        xhat, _, g = _load_bwd(
+            S, W, DY, MEAN, mean, rstd, w, rows, at, rows >= 0, stride_s, stride_dy, N
         )
         c1 += g * xhat
         c2 += g
@@ -215,14 +271,16 @@ def _wide_bwd_kernel(
         # the last rows first: the means left them in L2
         local = (tiles - 1 - tile) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
         rows, valid = group.to(tl.int64) * T + local, local < T
-        xhat, dy, g, rstd = _load_bwd(
-            S, W, DY, MEAN, RSTD, w, rows, cols, valid, stride_s, stride_dy, N
+        mean, rstd = _load_stats(MEAN, RSTD, rows, valid)
+        xhat, dy, g = _load_bwd(
+            S, W, DY, MEAN, mean, rstd, w, rows, cols, valid, stride_s, stride_dy, N
         )
         if DX is not None:
-            dx = g - xhat * tl.load(C1 + rows, mask=valid, other=0.0)
+            c1, c2 = tl.load(C1 + rows, mask=valid, other=0.0), 0.0
             if MEAN is not None:
-                dx -= tl.load(C2 + rows, mask=valid, other=0.0)
-            _store_dx(dx * rstd, DS, DX, rows, cols, valid, stride_ds, N)
+                c2 = tl.load(C2 + rows, mask=valid, other=0.0)
+            dx = _dx(g, xhat, c1, c2, rstd, MEAN)
+            _store_dx(dx, DS, DX, rows, cols, valid, stride_ds, N)
         if DW:
             dw += dy * _rounded(xhat, S, CAST)
         if DB:

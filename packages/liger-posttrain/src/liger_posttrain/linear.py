@@ -54,8 +54,9 @@ class LinearLoss(torch.nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.name = type(self).__name__
-        if temperature <= 0.0:
-            raise ValueError(f"{self.name}: temperature must be positive, got {temperature}")
+        for what, value in (("temperature", temperature), ("logit_scale", logit_scale)):
+            if value <= 0.0:
+                raise ValueError(f"{self.name}: {what} must be positive, got {value}")
         self.statistics, self.ignore_index = tuple(statistics), ignore_index
         # softcap * tanh(scale x / softcap) / temperature, in the two numbers of the head
         self.head: dict[str, Any] = {
@@ -65,16 +66,25 @@ class LinearLoss(torch.nn.Module):
             "chunk_bytes": chunk_bytes,
         }
 
+    def extra_repr(self) -> str:
+        hidden = ("name", "training")
+        shown = {n: v for n, v in vars(self).items() if n not in hidden and not n.startswith("_")}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
     def labels(
         self, input: Tensor, linear_weight: Tensor, target: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Checked targets [B, T], `ignore_index` where the mask is 0."""
         check_weight(self.name, "linear_weight", linear_weight)
-        if target.ndim != 2 or input.shape[:-1] != target.shape:
+        shapes = [tuple(t.shape) for t in (input, linear_weight, target)]
+        flat = linear_weight.ndim == 2 and target.ndim == 2
+        if not flat or shapes[0] != (*shapes[2], shapes[1][1]):
             raise ValueError(
-                f"{self.name}: input and target must be [B, T, H] and [B, T], got "
-                f"{tuple(input.shape)} and {tuple(target.shape)}"
+                f"{self.name}: input, linear_weight and target must be [B, T, H], [V, H] and "
+                f"[B, T], got {shapes[0]}, {shapes[1]} and {shapes[2]}"
             )
+        if not input.is_floating_point():
+            raise TypeError(f"{self.name}: input {input.dtype} must be floating point")
         if mask is None:
             return target
         check_shape(self.name, "mask", mask, target)

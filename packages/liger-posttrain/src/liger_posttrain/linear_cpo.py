@@ -23,7 +23,7 @@ class LinearCPOLoss(LinearPreferenceLoss):
 
     The call is that of `LinearPreferenceLoss`.
 
-    Where it departs from TRL: its mean logits and its hidden states are those of tokens that count.
+    Where it departs from TRL: "logits/..." are means over tokens that count, there over all.
 
     Source: arXiv:2401.08417; AlphaPO, arXiv:2501.03884.
     """

@@ -21,7 +21,7 @@ class LinearDPOLoss(LinearPreferenceLoss):
         nll_weight: factor of the mean negative log-likelihood of the chosen tokens (RPO's alpha).
         average_log_prob: log-probabilities of responses are means over tokens.
         use_weighting: weigh pairs as WPO does; the negative log-likelihood is not weighted.
-        ld_alpha: see `pair_objective.response_weights`.
+        ld_alpha: factor of the tokens beyond the length of the shorter response, LD-DPO.
         options: those of the losses (`label_smoothing`, `discopop_tau`,
             `f_alpha_divergence_coef`) and of the head (`temperature`, `softcap`, `statistics`, ...,
             see `LinearLoss`).

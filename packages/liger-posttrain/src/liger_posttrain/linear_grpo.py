@@ -64,8 +64,8 @@ class LinearGRPOLoss(LinearLoss):
     "mean_token_accuracy" if in `statistics`. Means over tokens, over sequences where the ratio is
     theirs.
 
-    Where it departs from TRL: a sequence without tokens adds no NaN to the metrics; rows of
-    `ALGORITHMS` have the numbers of their papers (TRL has one epsilon for all).
+    Where it departs from TRL: rows of `ALGORITHMS` have the numbers of their papers, where TRL has
+    one epsilon for all; a mean of nothing is NaN in the metrics, there 0.
     """
 
     def __init__(

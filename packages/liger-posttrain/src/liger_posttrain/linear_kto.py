@@ -46,9 +46,9 @@ class LinearKTOLoss(LinearLoss):
         normalizer: what the sum over responses is divided by, B by default.
 
     A response without tokens adds 0. Metrics: "rewards/chosen", "rewards/rejected" (NaN where there
-    is none), "rewards/margins", "logps/chosen", "logps/rejected", "kl" (the baseline); if in
-    `statistics` "entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy" (of the
-    desirable ones).
+    is none), "rewards/margins", "logps/chosen", "logps/rejected", "kl" (KTO's baseline) or
+    "baseline"; if in `statistics` "entropy", "logits/chosen", "logits/rejected",
+    "mean_token_accuracy" (of the desirable ones).
 
     Source: arXiv:2402.01306.
     """
@@ -127,5 +127,6 @@ class LinearKTOLoss(LinearLoss):
             tokens = counts & desirable[:, None]
             found["mean_token_accuracy"] = mean_where(aux["mean_token_accuracy"], tokens)
         if baseline is not None:
-            found["kl"] = torch.as_tensor(baseline, device=counts.device)
+            name = "kl" if self.loss_type == "kto" else "baseline"
+            found[name] = aux["rewards"].new_zeros(()) + baseline
         return found

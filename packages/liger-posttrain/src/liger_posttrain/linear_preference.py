@@ -69,13 +69,9 @@ class LinearPreferenceLoss(LinearLoss):
                 raise ValueError(
                     f"{self.name}: {name!r} sorts the batch; use_weighting weighs pairs"
                 )
+        options = {"beta": beta, **options}
         self.objective = PairObjective(
-            losses,
-            {"beta": beta, **options},
-            f_divergence_type,
-            averaged,
-            use_weighting,
-            nll_weight,
+            losses, options, f_divergence_type, averaged, use_weighting, nll_weight
         )
         self.ld_alpha, self.has_reference = ld_alpha, reference
 
@@ -98,6 +94,8 @@ class LinearPreferenceLoss(LinearLoss):
             labels, self.has_reference, ref_log_probs, ref_input, ref_weight, ref_bias
         )
         mask, nll_weights = pairs(counts), None
+        if nll_target is not None and self.objective.nll_weight == 0.0:
+            raise ValueError(f"{self.name}: nll_target was given, but nll_weight is 0")
         if self.objective.nll_weight != 0.0:
             labels, nll_weights = self.with_nll(labels, nll_target, nll_normalizer)
         token_weights = response_weights(mask, self.objective.averaged, self.ld_alpha)

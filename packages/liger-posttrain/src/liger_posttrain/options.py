@@ -41,4 +41,4 @@ def check_options(
     for name in options:
         if name not in takes:
             listed = ", ".join(sorted(takes)) or "no options"
-            raise TypeError(f"{owner}: {chosen} takes {listed}; not {name!r}")
+            raise TypeError(f"{owner}: neither {chosen} ({listed}) nor the head takes {name!r}")

@@ -11,6 +11,7 @@
 sigma is the logistic function, d = chosen - rejected. A new loss is a function and a row.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,9 +64,9 @@ def exo_pair(
     """
     if not 0.0 < label_smoothing < 1.0:
         raise ValueError(f"exo_pair: label_smoothing must be in (0, 1), got {label_smoothing}")
-    z, e = beta * (chosen - rejected), torch.tensor(label_smoothing, dtype=torch.float64)
-    won = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-e).item())
-    return won + torch.sigmoid(-z) * (F.logsigmoid(-z) - e.log().item())
+    z = beta * (chosen - rejected)
+    won = torch.sigmoid(z) * (F.logsigmoid(z) - math.log1p(-label_smoothing))
+    return won + torch.sigmoid(-z) * (F.logsigmoid(-z) - math.log(label_smoothing))
 
 
 def nca_pair(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
