@@ -122,9 +122,7 @@ def wheels(session: nox.Session) -> None:
         session.run("python", "-I", "-m", *PYTEST, "--fuzz", "5", tests, env=ONE_THREAD)
 
 
-def _suites(
-    session: nox.Session, default: Iterable[str] = PACKAGES
-) -> tuple[list[str], list[str]]:
+def _suites(session: nox.Session, default: Iterable[str] = PACKAGES) -> tuple[list[str], list[str]]:
     """Split what follows `--` into packages, as folders of tests, and options."""
     packages = [name for name in session.posargs if name in PACKAGES] or default
     options = [name for name in session.posargs if name not in PACKAGES]

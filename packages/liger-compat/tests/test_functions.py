@@ -3,6 +3,7 @@
 import importlib
 import inspect
 
+import formulas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,3 +225,9 @@ def test_documented_example():
     loss.backward()
     expected = torch.autograd.grad(F.cross_entropy(linear(x), labels()), linear.weight)[0]
     assert_close(linear.weight.grad, expected)
+
+
+def test_fifth_argument_of_a_rotary_function_may_be_the_dimension():
+    q, k, table = normal(2, 3, 2, 8), normal(2, 3, 1, 8), normal(1, 3, 8)
+    actual = liger.liger_rotary_pos_emb(q, k, table, table, 2)
+    assert_close(actual, formulas.rotated(q, k, table, table, dim=2))

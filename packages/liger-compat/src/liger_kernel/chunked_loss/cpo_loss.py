@@ -8,7 +8,7 @@ from .fused_linear_preference import EachPair, outputs
 __all__ = ["LigerFusedLinearCPOFunction", "LigerFusedLinearCPOLoss", "liger_fused_linear_cpo"]
 
 
-class _CPO(LinearCPOLoss, EachPair):
+class CPO(LinearCPOLoss, EachPair):
     pass
 
 
@@ -22,7 +22,7 @@ def liger_fused_linear_cpo(
 
     `alpha` is the weight of the negative log-likelihood where it is computed.
     """
-    loss = _CPO(
+    loss = CPO(
         beta=beta, loss_type="sigmoid_norm" if average_log_prob else "sigmoid",
         nll_weight=alpha if compute_nll_loss else 0.0, label_smoothing=label_smoothing,
         ignore_index=ignore_index, statistics=("mean_logits",),

@@ -11,7 +11,7 @@ from .fused_linear_preference import EachPair, outputs
 __all__ = ["LigerFusedLinearDPOFunction", "LigerFusedLinearDPOLoss", "liger_fused_linear_dpo"]
 
 
-class _DPO(LinearDPOLoss, EachPair):
+class DPO(LinearDPOLoss, EachPair):
     pass
 
 
@@ -31,7 +31,7 @@ def liger_fused_linear_dpo(
     _check(loss_type)
     takes = PAIR_LOSSES[loss_type].formula.options
     given: dict[str, Any] = {"label_smoothing": label_smoothing, "discopop_tau": discopop_tau}
-    loss = _DPO(
+    loss = DPO(
         beta=beta, loss_type=loss_type, reference_free=not use_ref_model,
         nll_weight=alpha if compute_nll_loss else 0.0, average_log_prob=average_log_prob,
         ignore_index=ignore_index, statistics=("mean_logits",),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 __all__ = ["LigerFusedLinearKTOFunction", "LigerFusedLinearKTOLoss", "liger_fused_linear_kto"]
 
 
-class _KTO(LinearKTOLoss):
+class KTO(LinearKTOLoss):
     """Hands out sums over responses, where the loss itself gives means."""
 
     def metrics(
@@ -39,7 +39,7 @@ def liger_fused_linear_kto(
     assert preference_labels is not None, "preference_labels are needed"
     if kl is not None and kl.numel() != 1:
         raise ValueError(f"kl {tuple(kl.shape)} must be one number, the same for all responses")
-    loss = _KTO(
+    loss = KTO(
         beta=beta, reference_free=not use_ref_model, average_log_prob=average_log_prob,
         ignore_index=ignore_index, statistics=("mean_logits",),
     )  # fmt: skip

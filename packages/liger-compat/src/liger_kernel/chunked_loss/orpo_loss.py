@@ -8,7 +8,7 @@ from .fused_linear_preference import EachPair, outputs
 __all__ = ["LigerFusedLinearORPOFunction", "LigerFusedLinearORPOLoss", "liger_fused_linear_orpo"]
 
 
-class _ORPO(LinearORPOLoss, EachPair):
+class ORPO(LinearORPOLoss, EachPair):
     pass
 
 
@@ -22,7 +22,7 @@ def liger_fused_linear_orpo(
     `nll_target` are the targets of the negative log-likelihood, those of the chosen responses and
     more. The last metrics are the mean log odds ratio and the mean log odds of the chosen.
     """
-    loss = _ORPO(
+    loss = ORPO(
         beta=beta, nll_weight=1.0 if compute_nll_loss else 0.0, ignore_index=ignore_index,
         statistics=("mean_logits",),
     )  # fmt: skip

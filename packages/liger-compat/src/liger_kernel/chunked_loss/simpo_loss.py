@@ -8,7 +8,7 @@ from .fused_linear_preference import EachPair, outputs
 __all__ = ["LigerFusedLinearSimPOFunction", "LigerFusedLinearSimPOLoss", "liger_fused_linear_simpo"]
 
 
-class _SimPO(LinearSimPOLoss, EachPair):
+class SimPO(LinearSimPOLoss, EachPair):
     pass
 
 
@@ -21,7 +21,7 @@ def liger_fused_linear_simpo(
 
     `alpha` is the weight of the negative log-likelihood where it is computed.
     """
-    loss = _SimPO(
+    loss = SimPO(
         beta=beta, gamma=gamma, nll_weight=alpha if compute_nll_loss else 0.0,
         label_smoothing=label_smoothing, ignore_index=ignore_index, statistics=("mean_logits",),
     )  # fmt: skip

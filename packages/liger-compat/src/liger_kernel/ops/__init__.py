@@ -7,11 +7,16 @@ launchers of their own.
 import importlib.machinery
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..missing import missing_class
 from ..transformers.grpo_loss import fused_selective_log_softmax
 from .functions import TABLE, apply_tiled_mlp
+
+if TYPE_CHECKING:
+    # all of the names are generated
+    def __getattr__(name: str) -> Any: ...
+
 
 # submodule -> Functions that have no counterpart yet, and the package that will have them
 LATER = {

@@ -1,14 +1,16 @@
 """Modules, functions and patches for transformers models."""
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from liger_core import lazy_exports
 
 from .signatures import MODEL_TYPES
 
 if TYPE_CHECKING:
-    from .auto_model import AutoLigerKernelForCausalLM as AutoLigerKernelForCausalLM
+    # many of the names are generated
+    def __getattr__(name: str) -> Any: ...
+
 
 # submodule -> what it defines that is a name of this package too
 _EXPORTS = {

@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import liger_hf
 from liger_hf.patch import NothingToReplace
@@ -34,6 +34,8 @@ FLAGS = {
     "loss": ("fused_linear_cross_entropy",),
 }
 ANY_TYPE = signature(LLAMA)
+# first parameters of a rotary function that ours can stand in for
+TABLES = ["q", "k", "cos", "sin"]
 
 
 def _patch(name: str, given: dict[str, Any]) -> None:
@@ -84,9 +86,10 @@ def _show_as(module: Any, name: str) -> None:
 
 def _replace_rotary(attention: nn.Module) -> None:
     """In the modeling file of an attention layer, whose rotary function was verified."""
-    forward = inspect.unwrap(type(attention).forward)
-    if "apply_rotary_pos_emb" in forward.__code__.co_names:
-        forward.__globals__["apply_rotary_pos_emb"] = liger_rotary_pos_emb
+    name, names = "apply_rotary_pos_emb", inspect.unwrap(type(attention).forward).__globals__
+    called = inspect.unwrap(type(attention).forward).__code__.co_names
+    if name in called and [*inspect.signature(names[name]).parameters][:4] == TABLES:
+        names[name] = liger_rotary_pos_emb
 
 
 def _make(name: str) -> Callable[..., None]:
@@ -108,6 +111,11 @@ def _make(name: str) -> Callable[..., None]:
 
 
 _FUNCTIONS = {name: _make(name) for name in SIGNATURES}
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
+
 MODEL_TYPE_TO_APPLY_LIGER_FN = {kind: _FUNCTIONS[name] for kind, name in MODEL_TYPES.items()}
 # those of parts, such as qwen3_5_text, too: some tools expect one by the name of each type
 globals().update(

@@ -9,11 +9,13 @@ __all__ = ["liger_rotary_pos_emb", "liger_rotary_pos_emb_gpt_oss", "liger_rotary
 
 
 def liger_rotary_pos_emb(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None = None,
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | int | None = None,
     unsqueeze_dim: int = 1, rotary_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`apply_rotary_pos_emb` of Llama and most others; arguments as of `functional.liger_rope`."""
-    return _rope(q, k, cos, sin, position_ids, unsqueeze_dim, rotary_dim)
+    # where older releases have position_ids, transformers 5 has unsqueeze_dim
+    dim = position_ids if isinstance(position_ids, int) else unsqueeze_dim
+    return _rope(q, k, cos, sin, None, dim, rotary_dim)
 
 
 def liger_rotary_pos_emb_gpt_oss(
