@@ -1,25 +1,57 @@
-"""RMS norms: leaf modules with one epsilon and at most one weight."""
+"""Norms: modules without children that have an epsilon and at most a weight and a bias."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import permutations, product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .forms import TOLERANCE, Part, Verdict, closest
+from .forms import TOLERANCE, Part, Verdict, closest, load
 from .patch import Patch
 from .probe import difference, fingerprint, inputs, normal, stand_in
 from .reporting import Row
 
 __all__ = ["NORMS"]
 
-# keyword options of rms_norm
-FORMS: tuple[dict[str, Any], ...] = (
-    {"cast": "before"},
-    {"cast": "after"},
-    {"offset": 1.0, "cast": "after"},
-)
-# dtypes of input and weight; norms may be kept in fp32 inside a bf16 model
+PACKAGE = "liger_norms"
+
+
+class Form(NamedTuple):
+    """An op, what it is given beside the epsilon, and its options."""
+
+    op: str
+    inputs: int
+    tensors: tuple[str, ...]
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.op} {options}".rstrip()
+
+
+FORMS = (
+    Form("rms_norm", 1, ("weight",), {"cast": "before"}),
+    Form("rms_norm", 1, ("weight",), {"cast": "after"}),
+    Form("rms_norm", 1, ("weight",), {"offset": 1.0, "cast": "after"}),
+    Form("rms_norm", 1, ("weight",), {"offset": 1.0, "cast": "before"}),
+    Form("rms_norm", 1, (), {"cast": "after"}),
+    Form("rms_norm", 1, (), {"cast": "rstd"}),
+    Form("layer_norm", 1, ("weight", "bias"), {}),
+    Form("layer_norm", 1, ("weight", "bias"), {"offset": 1.0}),
+    Form("layer_norm", 1, ("weight",), {}),
+    Form("layer_norm", 1, ("weight",), {"offset": 1.0}),
+    Form("layer_norm", 1, (), {}),
+    *(
+        Form("gated_rms_norm", 2, tensors, {"norm_before_gate": first, "activation": act, "cast": cast})
+        for first, act, cast, tensors in product(
+            (True, False), ("silu", "sigmoid"), ("before", "after"), (("weight",), ())
+        )
+    ),
+)  # fmt: skip
+# where a module has no epsilon of its own, its code may hold one of these
+EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
+# dtypes of input and weights; norms may be kept in fp32 inside a bf16 model
 DTYPES = (
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),
@@ -28,22 +60,37 @@ DTYPES = (
 
 
 class NormPatch(Patch):
-    __slots__ = ("eps", "op", "options", "weight")
+    """`eps` is a number or the attribute that holds it, `tensors` the op's names -> attributes,
+    `names` what forward calls its inputs.
+    """
+
+    __slots__ = ("eps", "names", "op", "options", "tensors")
 
     def __init__(
-        self, module: nn.Module, row: Row, op: Callable[..., Tensor],
-        eps: str, weight: str | None, options: dict[str, Any],
+        self, module: nn.Module, row: Row, op: Callable[..., Tensor], names: tuple[str, ...],
+        eps: str | float, tensors: dict[str, str], options: dict[str, Any],
     ):  # fmt: skip
         super().__init__(module, row)
-        self.op, self.eps, self.weight, self.options = op, eps, weight, options
+        self.op, self.names, self.eps = op, names, eps
+        self.tensors, self.options = tensors, options
 
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        if not self.active:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = args
+        if kwargs:
+            given += tuple(kwargs[name] for name in self.names[len(args) :] if name in kwargs)
+        # a gate may be left out; autocast runs torch's layer_norm in fp32 on some devices
+        if (
+            not self.active
+            or len(given) != len(self.names)
+            or len(args) + len(kwargs) != len(given)
+            or any(x is None for x in given)
+            or ("bias" in self.tensors and given[0].dtype != torch.float32
+                and torch.is_autocast_enabled(given[0].device.type))
+        ):  # fmt: skip
             return self.inner(*args, **kwargs)
-        # one input, by whatever name the caller gives it
-        (x,) = (*args, *kwargs.values())
-        weight = None if self.weight is None else getattr(self.module, self.weight)
-        return self.op(x, weight, getattr(self.module, self.eps), **self.options)
+        eps = getattr(self.module, self.eps) if isinstance(self.eps, str) else self.eps
+        tensors = {role: getattr(self.module, name) for role, name in self.tensors.items()}
+        return self.op(*given, **tensors, eps=eps, **self.options)
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Size]:
@@ -53,55 +100,92 @@ def _weights(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _epsilons(module: nn.Module) -> list[str]:
-    return [name for name, v in vars(module).items() if isinstance(v, float) and 0 < v < 0.1]
+    return [name for name, v in vars(module).items() if type(v) is float and 0 < v < 0.1]
 
 
 def _is_norm(module: nn.Module) -> bool:
-    leaf = not (module._modules or module._buffers)
-    return leaf and bool(_epsilons(module)) and all(len(s) == 1 for s in _weights(module).values())
+    if module._modules or module._buffers:
+        return False
+    shapes = _weights(module).values()
+    known = bool(_epsilons(module)) or hasattr(module, "normalized_shape")
+    return known and len(shapes) <= 2 and all(len(s) == 1 for s in shapes)
 
 
-def _probe(module: nn.Module, op: Callable[..., Tensor]) -> Verdict:
-    if inputs(type(module).forward) != 1:
-        return Verdict("", None, "takes more than one input")
+def _probe(module: nn.Module) -> Verdict:
+    names = tuple(inputs(type(module).forward))
     shapes = _weights(module)
-    if len(shapes) > 1:
-        return Verdict("", None, f"no canonical form has the parameters {', '.join(shapes)}")
-    weight = next(iter(shapes), None)
+    if len(names) > 2:
+        return Verdict("", reason=f"takes the inputs {', '.join(names)}")
+    if len(set(shapes.values())) > 1:
+        return Verdict("", reason=f"its parameters {', '.join(shapes)} differ in shape")
     tried = []
-    for eps in _epsilons(module):
-        for options in FORMS:
-            ratio, gap = _try(module, op, eps, weight, options)
-            form = "rms_norm " + ", ".join(f"{name}={value}" for name, value in options.items())
-            if ratio <= 1.0:
-                return Verdict(form, {"eps": eps, "weight": weight, "options": options})
-            tried.append((ratio, gap, form))
+    for form, options in _candidates(module, names, tuple(shapes)):
+        ratio, gap = _try(module, load(PACKAGE, form.op), options)
+        if ratio <= 1.0:
+            return Verdict(str(form), form.op, {"op": load(PACKAGE, form.op), **options})
+        tried.append((ratio, gap, str(form)))
     return closest(tried)
 
 
+def _candidates(
+    module: nn.Module, names: tuple[str, ...], weights: tuple[str, ...]
+) -> Iterator[tuple[Form, dict[str, Any]]]:
+    """Forms that take these inputs and parameters, with the options of the patch."""
+    for form in FORMS:
+        if form.inputs != len(names) or len(form.tensors) != len(weights):
+            continue
+        extras: list[dict[str, Any]] = [{}]
+        if form.op == "gated_rms_norm":
+            extras += [{"group_size": size} for size in _group_sizes(module)]
+        for eps, order, extra in product(
+            _epsilons(module) or EPSILONS, permutations(weights), extras
+        ):
+            form = form._replace(options=form.options | extra)
+            tensors = dict(zip(form.tensors, order, strict=True))
+            yield form, {"names": names, "eps": eps, "tensors": tensors, "options": form.options}
+
+
+def _width(module: nn.Module) -> int:
+    shapes = [*_weights(module).values()] or [getattr(module, "normalized_shape", (64,))]
+    return shapes[0][-1]
+
+
+def _group_sizes(module: nn.Module) -> list[int]:
+    """From attributes that may be the size or the number of groups."""
+    width = _width(module)
+    counts = [v for v in vars(module).values() if type(v) is int and 1 < v < width]
+    divisors = [v for v in counts if width % v == 0]
+    return [*divisors, *(width // v for v in divisors)]
+
+
 def _try(
-    module: nn.Module, op: Callable[..., Tensor],
-    eps: str, weight: str | None, options: dict[str, Any],
-) -> tuple[float, float]:  # fmt: skip
+    module: nn.Module, op: Callable[..., Tensor] | None, options: dict[str, Any]
+) -> tuple[float, float]:
     """The largest difference: in tolerances of its dtype, and as it is."""
-    shapes = _weights(module)
-    width = shapes[weight][0] if weight else getattr(module, "normalized_shape", (64,))[-1]
+    assert op is not None
+    width, count, shapes = _width(module), len(options["names"]), _weights(module)
     # rows on whose scale the epsilon counts little, much and alone
     scale = torch.tensor([[1.0], [0.1], [1e-2], [1e-3], [0.0]])
     worst = (0.0, 0.0)
     for dtype, weight_dtype in DTYPES:
         new = {name: normal(*shape, dtype=weight_dtype) for name, shape in shapes.items()}
         other, x = stand_in(module, new), (normal(5, width) * scale).to(dtype)
-        patch = NormPatch(other, Row("", ""), op, eps, weight, options)
+        given = (x, normal(5, width, dtype=dtype))[:count]
+        patch = NormPatch(other, Row("", ""), op, **options)
         patch.active = True
         try:
-            gap = difference(type(module).forward(other, x), patch(x))
+            expected = type(module).forward(other, *given)
+        except Exception:
+            # torch's own norms do not mix all dtypes
+            if dtype == weight_dtype:
+                return float("inf"), float("inf")
+            continue
+        try:
+            gap = difference(expected, patch(*given))
         except Exception:
             return float("inf"), float("inf")
         worst = max(worst, (gap / TOLERANCE[dtype], gap))
     return worst
 
 
-NORMS = Part(
-    "norms", "liger_norms", "rms_norm", ("norm",), _is_norm, fingerprint, _probe, NormPatch
-)
+NORMS = Part("norms", PACKAGE, "rms_norm", ("norm",), _is_norm, fingerprint, _probe, NormPatch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "bare",
     "difference",
     "fingerprint",
     "inputs",
@@ -59,6 +60,13 @@ def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True)
     return other
 
 
+def bare(module: nn.Module, replaced: dict[str, Any], training: bool = True) -> nn.Module:
+    """A `stand_in` without the parameters that are not replaced: reading one is an error."""
+    other = stand_in(module, {}, training)
+    other.__dict__["_parameters"] = dict.fromkeys(module._parameters)
+    return stand_in(other, replaced, training)
+
+
 def difference(original: object, replacement: object) -> float:
     """|a - b| / |a| in the 2-norm; infinite where shape or dtype differ, or for NaN."""
     if (
@@ -84,12 +92,16 @@ def measured(gap: float) -> str:
     )
 
 
-def inputs(forward: Callable[..., Any]) -> int | None:
-    """How many inputs a method takes beside self; None where it takes a variable number."""
+def inputs(forward: Callable[..., Any]) -> dict[str, bool]:
+    """Names of the inputs that a method takes beside self -> whether it needs them. Those of a
+    variable number are left out: a replacement passes calls that have any on to the original.
+    """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return None
-    return len(parameters)
+    return {
+        p.name: p.default is p.empty
+        for p in parameters
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
 
 
 def is_linear(module: nn.Module) -> bool:

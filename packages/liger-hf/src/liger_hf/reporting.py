@@ -9,13 +9,16 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: `form` is what it computes, `op` what does it now, `reason` why it was left."""
+    """One layer: `form` is what it computes, `op` what does it now, `reason` why it was left,
+    `part` the keyword of `apply` that it falls under.
+    """
 
     path: str
     kind: str
     form: str = ""
     op: str = ""
     reason: str = ""
+    part: str = ""
 
 
 class Report:

@@ -1,107 +1,132 @@
-"""Rotary embedding: an attention layer's forward with one of its globals replaced.
-
-The rotation is a module-level function that attention forwards reach as a global, and no module
-global is written here. So the layer gets a copy of its class's forward (same code, defaults and
-closure) with a copy of its module's globals in which that one name is another function. Globals
-that are assigned anew after the patch are not seen.
-"""
+"""Rotary embedding: an attention layer's forward with its rotation replaced, see `rebind`."""
 
 import functools
 import inspect
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .forms import Part, Verdict
+from .forms import Part, Verdict, load
 from .patch import Patch
 from .probe import difference, measured, normal
+from .rebind import rebind
 from .reporting import Row
 
-__all__ = ["ROPE", "rebind"]
+__all__ = ["ROPE"]
 
+PACKAGE = "liger_rope"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# what models call the arguments of a rotation -> what the ops call them
+ROLES = {
+    **dict.fromkeys(("q", "xq", "query", "x", "tensor"), "q"),
+    **dict.fromkeys(("k", "xk", "key"), "k"),
+    **{name: name for name in ("cos", "sin", "unsqueeze_dim", "position_ids")},
+    **dict.fromkeys(("freqs_cis", "freqs_ci"), "freqs"),
+}
 
 
-def rebind(function: Callable[..., Any], name: str, value: object) -> types.FunctionType:
-    """A copy of `function`, decorators included, that sees `value` as its global `name`.
-
-    Raises TypeError where a decorator is not a plain closure over the function it wraps.
+class Form(NamedTuple):
+    """An op and its options. `half`: of cos and sin only the first half is read. `dim`: what the
+    rotation takes as unsqueeze_dim where it has no such argument; -1 is right before the last.
     """
-    if not isinstance(function, types.FunctionType):
-        raise TypeError(f"its forward is wrapped in a {type(function).__name__}")
-    inner = getattr(function, "__wrapped__", None)
-    wrapped: Any = None
-    cells, names = function.__closure__, function.__globals__
-    if inner is None:
-        # a plain dict: torch.compile looks globals up in C, past any method of a subclass
-        names = {**names, name: value}
-    else:
-        wrapped = rebind(inner, name, value)
-        cells = tuple(
-            types.CellType(wrapped) if _holds(cell, inner) else cell for cell in cells or ()
-        )
-        if not any(_holds(cell, wrapped) for cell in cells):
-            raise TypeError("its forward is decorated in a way that cannot be copied")
-    other = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, cells
-    )
-    functools.update_wrapper(other, function)
-    other.__kwdefaults__ = function.__kwdefaults__
-    vars(other).pop("__wrapped__")
-    if inner is not None:
-        vars(other)["__wrapped__"] = wrapped
-    return other
+
+    words: str
+    op: str = "rope"
+    options: tuple[tuple[str, object], ...] = ()
+    half: bool = False
+    dim: int = 1
 
 
-def _holds(cell: types.CellType, value: object) -> bool:
-    try:
-        return cell.cell_contents is value
-    except ValueError:
-        return False
+def _form(words: str, half: bool = False, **options: object) -> Form:
+    return Form(words, "rope", tuple(options.items()), half)
 
 
-# torch.compile guards a global by its name in the module that `__name__` names, which still holds
-# the original. That is right for a function with the same defaults and no closure; so this one
-# imports its op.
-def _half_rotation(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-) -> tuple[Tensor, Tensor | None]:
-    from liger_rope.rope import rope
+FORMS = (
+    _form("rope half"),
+    _form("rope half, half-width tables", table_layout="pairs"),
+    _form("rope half, opposite angle", inverse=True),
+    _form("rope interleaved", layout="interleaved"),
+    _form("rope interleaved, half-width tables", layout="interleaved", table_layout="pairs"),
+    _form("rope interleaved, first half of the tables", True,
+          layout="interleaved", table_layout="pairs"),
+    _form("rope interleaved to half", True,
+          layout="interleaved", out_layout="half", table_layout="pairs"),
+    _form("rope half, trailing", trailing=True),
+    _form("rope interleaved, trailing, half-width tables",
+          layout="interleaved", table_layout="pairs", trailing=True),
+    Form("rope complex", "complex_rope"),
+)  # fmt: skip
 
-    return rope(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+class Rotation(NamedTuple):
+    """How to stand in for one rotation: its form, its parameters, its default of unsqueeze_dim and
+    whether it returns a tensor, not a pair, where there is no k.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    alone: bool
+
+    def bind(self, op: Any) -> Callable[..., Any]:
+        options = dict(self.form.options)
+        form, names, alone = self.form, self.names, self.alone
+
+        def rotation(*args: Any, **kwargs: Any) -> Any:
+            given: dict[str, Any] = {
+                ROLES[name]: value for name, value in zip(names, args, strict=False)
+            }
+            given.update({ROLES[name]: value for name, value in kwargs.items()})
+            tables = [given[name] for name in ("cos", "sin", "freqs") if name in given]
+            if form.half:
+                tables = [table[..., : table.shape[-1] // 2] for table in tables]
+            dim = given.get("unsqueeze_dim", form.dim)
+            if dim < 0:
+                dim = tables[0].ndim + dim
+            q, k = op(given["q"], given.get("k"), *tables, unsqueeze_dim=dim, **options)
+            return q if alone and k is None else (q, k)
+
+        return rotation
+
+
+def _rebound(
+    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...]
+) -> types.FunctionType:
+    return _with_ops(forward, rotations, tuple(load(PACKAGE, r.form.op) for _, r in rotations))
 
 
 # One copy for all layers of a class: compiled code of one layer then serves the next.
 @functools.cache
-def _with_rope(forward: Callable[..., Any], name: str) -> types.FunctionType:
-    return rebind(forward, name, _half_rotation)
+def _with_ops(
+    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...], ops: tuple[Any, ...]
+) -> types.FunctionType:
+    bound = {name: r.bind(op) for (name, r), op in zip(rotations, ops, strict=True)}
+    return rebind(forward, bound)
 
 
 class RotaryPatch(Patch):
-    __slots__ = ("function", "rotation")
+    __slots__ = ("function", "rotations")
 
-    def __init__(self, module: nn.Module, row: Row, op: Callable[..., Any], rotation: str):
+    def __init__(self, module: nn.Module, row: Row, rotations: tuple[tuple[str, Rotation], ...]):
         super().__init__(module, row)
-        self.rotation = rotation
-        self.function = _with_rope(type(module).forward, rotation)
+        self.rotations = rotations
+        self.function = _rebound(type(module).forward, rotations)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.inner(*args, **kwargs)
         return self.function(self.module, *args, **kwargs)
 
-    # a copied function has no importable name: pickles and deep copies find it again by class and
-    # name
+    # a copied function has no importable name: pickles and deep copies make it once more
     def __getstate__(self) -> dict[str, Any]:
-        return {slot: getattr(self, slot) for slot in (*Patch.__slots__, "rotation")}
+        return {slot: getattr(self, slot) for slot in (*Patch.__slots__, "rotations")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for slot, value in state.items():
             setattr(self, slot, value)
-        self.function = _with_rope(type(self.module).forward, self.rotation)
+        self.function = _rebound(type(self.module).forward, self.rotations)
 
 
 def _rotations(module: nn.Module) -> dict[str, Callable[..., Any]]:
@@ -122,56 +147,99 @@ def _is_attention(module: nn.Module) -> bool:
     return bool(_rotations(module))
 
 
-def _probe(module: nn.Module, op: Callable[..., Any]) -> Verdict:
-    """Whether the attention's rotary function, run with all that it calls, is that of `rope`."""
-    rotations = _rotations(module)
-    if len(rotations) != 1:
-        return Verdict("", None, f"calls several rotary functions: {', '.join(rotations)}")
-    ((name, function),) = rotations.items()
-    parameters = list(inspect.signature(function).parameters)
-    if parameters not in (["q", "k", "cos", "sin"], ["q", "k", "cos", "sin", "unsqueeze_dim"]):
-        return Verdict("", None, f"{name} takes ({', '.join(parameters)})")
-    for heads, keywords in ((1, {}), (2, {"unsqueeze_dim": 2}))[: len(parameters) - 3]:
-        for dtype in TOLERANCE:
-            gap = _try(function, op, dtype, heads, keywords)
-            if gap > TOLERANCE[dtype]:
-                return Verdict("", None, f"{name} is no half rotation, {measured(gap)}")
+def _probe(module: nn.Module) -> Verdict:
+    """Whether the attention's rotary functions, run with all that they call, are those of an op."""
+    verdicts = {name: _recognise(name, f) for name, f in _rotations(module).items()}
+    words = " and ".join(dict.fromkeys(words for words, _ in verdicts.values()))
+    rotations = tuple((name, r) for name, (_, r) in verdicts.items() if r is not None)
+    if len(rotations) != len(verdicts):
+        return Verdict("", reason="; ".join(words for words, r in verdicts.values() if r is None))
     try:
-        _with_rope(type(module).forward, name)
+        _rebound(type(module).forward, rotations)
     except TypeError as error:
-        return Verdict("rope half", None, str(error))
-    return Verdict("rope half", {"rotation": name})
+        return Verdict(words, reason=str(error))
+    ops = dict.fromkeys(rotation.form.op for _, rotation in rotations)
+    return Verdict(words, f", {PACKAGE}.".join(ops), {"rotations": rotations})
 
 
-def _try(
-    function: Callable[..., Any],
-    op: Callable[..., Any],
-    dtype: torch.dtype,
-    heads: int,
-    keywords: dict[str, int],
-) -> float:
-    batch, tokens, width = 2, 5, 16
-    q, k = (
-        normal(batch, 3, tokens, width, dtype=dtype),
-        normal(batch, 1, tokens, width, dtype=dtype),
-    )
-    if heads == 2:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    worst = 0.0
-    # full width must agree; part of the width only where the original knows it
-    for rotated in (width, width // 2):
-        cos, sin = (
-            normal(batch, tokens, rotated, dtype=dtype),
-            normal(batch, tokens, rotated, dtype=dtype),
-        )
-        try:
-            expected = function(q, k, cos, sin, **keywords)
-        except Exception:
-            if rotated == width:
-                return float("inf")
+def _recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation | None]:
+    """A form's words with the rotation that agrees, or the reason why none does."""
+    parameters = inspect.signature(function).parameters
+    names, tried = tuple(parameters), []
+    unknown = [n for n in names if n not in ROLES]
+    roles = {ROLES[n] for n in names if n in ROLES}
+    if unknown or "q" not in roles or not ({"cos", "sin"} <= roles or "freqs" in roles):
+        return f"{name} takes ({', '.join(names)})", None
+    cases = list(_cases(function, names))
+    for form in FORMS:
+        if ("freqs" in roles) != (form.op == "complex_rope") or not cases:
             continue
-        worst = max(worst, difference(expected, op(q, k, cos, sin, unsqueeze_dim=heads)))
+        dims = [parameters["unsqueeze_dim"].default] if "unsqueeze_dim" in names else [1, 2, -1]
+        for dim in dims:
+            for alone in (False, True):
+                rotation = Rotation(form._replace(dim=dim), names, alone)
+                gap = _gap(rotation, cases)
+                if gap <= 1.0:
+                    return form.words, rotation
+                tried.append((gap, form.words))
+    gap, words = min(tried, default=(float("inf"), "any"))
+    return f"{name} is none of the rotations; closest is {words}, {measured(gap)}", None
+
+
+class _Case(NamedTuple):
+    arguments: dict[str, Any]
+    expected: Any
+    tolerance: float
+
+
+def _cases(function: Callable[..., Any], names: tuple[str, ...]) -> Iterator[_Case]:
+    """Inputs of every shape that the function takes, with what it returns."""
+    B, T, D = 2, 5, 16
+    dims: tuple[int | None, ...] = (1, 2) if "unsqueeze_dim" in names else (None,)
+    shapes = (
+        ((B, 3, T, D), (B, T)),
+        ((B, T, 3, D), (B, T)),
+        ((T, 3, D), (T,)),
+        ((B, T, 3, D), (T,)),
+    )
+    for dtype, tolerance in TOLERANCE.items():
+        for dim in dims:
+            for shape, rows in shapes:
+                # R is D, half of it, or tables of so many pairs
+                for width in (D, D // 2, D // 4):
+                    q, k = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype)
+                    values: dict[str, Any] = {
+                        "q": q, "k": k,
+                        "cos": normal(*rows, width, dtype=dtype),
+                        "sin": normal(*rows, width, dtype=dtype),
+                        "freqs": torch.complex(normal(*rows, width), normal(*rows, width)),
+                        "unsqueeze_dim": dim,
+                    }  # fmt: skip
+                    given = {n: values[ROLES[n]] for n in names if values.get(ROLES[n]) is not None}
+                    absent = {n: None for n in given if ROLES[n] == "k"}
+                    for arguments in (given, given | absent) if absent else (given,):
+                        try:
+                            yield _Case(arguments, function(**arguments), tolerance)
+                        except Exception:
+                            continue
+
+
+def _gap(rotation: Rotation, cases: list[_Case]) -> float:
+    """The largest difference in tolerances."""
+    worst, run = 0.0, rotation.bind(load(PACKAGE, rotation.form.op))
+    for case in cases:
+        try:
+            actual = run(**case.arguments)
+        except Exception:
+            return float("inf")
+        pairs: Any = ((case.expected, actual),)
+        if isinstance(case.expected, tuple) and isinstance(actual, tuple):
+            pairs = zip(case.expected, actual, strict=True)
+        for a, b in pairs:
+            if a is None and b is None:
+                continue
+            worst = max(worst, difference(a, b) / case.tolerance)
     return worst
 
 
-ROPE = Part("rope", "liger_rope", "rope", ("",), _is_attention, type, _probe, RotaryPatch)
+ROPE = Part("rope", PACKAGE, "rope", ("",), _is_attention, type, _probe, RotaryPatch)
