@@ -47,6 +47,10 @@ def _gated(module: nn.Module) -> bool:
     return bool(getattr(module, "has_gate", True))
 
 
+def _implementation(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "_experts_implementation", None)
+
+
 def _target(module: nn.Module) -> nn.Module:
     return module if _gated(module) else getattr(module, "act_fn", module)
 
@@ -56,7 +60,7 @@ def _probe(module: nn.Module) -> Verdict:
     target: Any = _target(module)
     if not hasattr(type(module), "_apply_gate") or (target is module and name == "forward"):
         return Verdict("", reason="computes its experts itself, not by transformers' interface")
-    implementation = getattr(module.config, "_experts_implementation", None)
+    implementation = _implementation(module)
     if implementation == "eager":
         return Verdict("", reason="experts_implementation is eager, set it to grouped_mm")
     width = 12 if name == "forward" else 24
@@ -85,9 +89,7 @@ def _patch(module: nn.Module, row: Row, **options: Any) -> Patch:
 
 
 def _key(module: nn.Module) -> object:
-    return fingerprint(module), getattr(
-        getattr(module, "config", None), "_experts_implementation", None
-    )
+    return fingerprint(module), _implementation(module)
 
 
 EXPERTS = Part(

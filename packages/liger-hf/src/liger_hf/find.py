@@ -49,7 +49,11 @@ def _inspect(
     key = (part.flag, part.key(module))
     if key not in seen:
         reseed()
-        seen[key] = part.probe(module)
+        try:
+            seen[key] = part.probe(module)
+        except Exception as error:
+            # foreign code on input that it was not written for
+            seen[key] = Verdict("", reason=f"its probe failed: {type(error).__name__}: {error}")
     verdict = seen[key]
     if verdict.options is None:
         return replace(row, form=verdict.form, reason=verdict.reason), []

@@ -1,7 +1,7 @@
 """MLPs: down(act(gate(x)) * up(x)) with gate and up apart or in one, and down(act(up(x)))."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .patch import Patch
-from .probe import bare, difference, fingerprint, inputs, is_linear, normal
+from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
 from .reporting import Row
 
 __all__ = ["LAYOUTS", "MLP", "Form", "forms"]
@@ -66,17 +66,19 @@ def forms(module: nn.Module, layouts: Sequence[str]) -> Iterator[Form]:
 
 
 class MLPPatch(Patch):
-    """`into` are the projections before the op, `between` a child after it, `down` the last one."""
+    """`into` are the projections before the op, `between` a child after it, `down` the last one,
+    `dropout` the attribute with the rate of a dropout at the end.
+    """
 
-    __slots__ = ("between", "down", "form", "into", "op")
+    __slots__ = ("between", "down", "dropout", "form", "into", "op")
 
     def __init__(
         self, module: nn.Module, row: Row, op: Callable[..., Tensor], form: Form,
-        into: tuple[str, ...], between: str | None, down: str,
+        into: tuple[str, ...], between: str | None, down: str, dropout: str | None,
     ):  # fmt: skip
         super().__init__(module, row)
         self.op, self.form, self.into = op, form, into
-        self.between, self.down = between, down
+        self.between, self.down, self.dropout = between, down, dropout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active or len(args) + len(kwargs) != 1:
@@ -87,7 +89,10 @@ class MLPPatch(Patch):
         y = self.form(self.op, module, *(getattr(module, name)(x) for name in self.into))
         if self.between is not None:
             y = getattr(module, self.between)(y)
-        return getattr(module, self.down)(y)
+        y = getattr(module, self.down)(y)
+        if self.dropout is not None:
+            y = nn.functional.dropout(y, getattr(module, self.dropout), module.training)
+        return y
 
 
 def _projections(module: nn.Module) -> list[str]:
@@ -103,18 +108,21 @@ def _probe(module: nn.Module) -> Verdict:
     if len(needed) != 1:
         return Verdict("", reason=f"takes the inputs {', '.join(needed)}")
     names = _projections(module)
-    others = {n: c for n, c in module.named_children() if n not in names and any(c.parameters())}
+    others = [n for n, c in module.named_children() if n not in names and [*c.parameters()]]
     if len(others) > 1:
         return Verdict("", reason=f"has parameters in {', '.join(others)}")
     between, tried = next(iter(others), None), []
+    rates = [None, *(name for name, v in vars(module).items() if type(v) is float and 0 < v < 1)]
     for *into, down in permutations(names):
-        roles: dict[str, Any] = {"into": tuple(into), "between": between, "down": down}
         for wide, candidates in _candidates(module, into):
-            small = _small(module, wide=wide, **roles)
+            small = _small(module, tuple(into), between, down, wide)
             expected = _expected(module, small)
-            for form in candidates if expected else ():
+            for form, dropout in product(candidates, rates) if expected else ():
                 op = ALONE.get(form.op) or load(PACKAGE, form.op)
-                options = {"op": op, "form": form, **roles}
+                options = {
+                    "op": op, "form": form, "into": tuple(into),
+                    "between": between, "down": down, "dropout": dropout,
+                }  # fmt: skip
                 gap = _gap(module, small, expected, options)
                 if gap <= TOLERANCE[torch.float32]:
                     if form.op in ALONE:
@@ -164,6 +172,8 @@ def _cases(module: nn.Module, small: dict[str, nn.Module]) -> Iterator[tuple[nn.
         other = bare(module, small, training)
         # at the first scale the two GELUs lie 1.5e-4 apart, at the second limits are passed
         for scale in (0.5, 30.0):
+            # both sides drop the same elements, if they drop at the same place
+            reseed()
             yield other, torch.linspace(-scale, scale, 6 * 8).sin().view(2, 3, 8) * scale
 
 

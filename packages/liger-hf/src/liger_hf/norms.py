@@ -18,16 +18,20 @@ PACKAGE = "liger_norms"
 
 
 class Form(NamedTuple):
-    """An op, what it is given beside the epsilon, and its options."""
+    """An op, what it is given beside the epsilon, and its options. `shift` is added to the weight
+    in the weight's own dtype, where the op's offset is added in fp32.
+    """
 
     op: str
     inputs: int
     tensors: tuple[str, ...]
     options: dict[str, Any]
+    shift: float = 0.0
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.op} {options}".rstrip()
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        options += [f"weight + {self.shift}"] if self.shift else []
+        return f"{self.op} {', '.join(options)}".rstrip()
 
 
 FORMS = (
@@ -39,11 +43,15 @@ FORMS = (
     Form("rms_norm", 1, (), {"cast": "rstd"}),
     Form("layer_norm", 1, ("weight", "bias"), {}),
     Form("layer_norm", 1, ("weight", "bias"), {"offset": 1.0}),
+    Form("layer_norm", 1, ("weight", "bias"), {}, 1.0),
     Form("layer_norm", 1, ("weight",), {}),
     Form("layer_norm", 1, ("weight",), {"offset": 1.0}),
     Form("layer_norm", 1, (), {}),
     *(
-        Form("gated_rms_norm", 2, tensors, {"norm_before_gate": first, "activation": act, "cast": cast})
+        Form(
+            "gated_rms_norm", 2, tensors,
+            {"norm_before_gate": first, "activation": act, "cast": cast},
+        )
         for first, act, cast, tensors in product(
             (True, False), ("silu", "sigmoid"), ("before", "after"), (("weight",), ())
         )
@@ -52,45 +60,48 @@ FORMS = (
 # where a module has no epsilon of its own, its code may hold one of these
 EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12)
 # dtypes of input and weights; norms may be kept in fp32 inside a bf16 model
-DTYPES = (
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.bfloat16, torch.float32),
-)
+SAME = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16))
+MIXED = ((torch.bfloat16, torch.float32),)
 
 
 class NormPatch(Patch):
-    """`eps` is a number or the attribute that holds it, `tensors` the op's names -> attributes,
-    `names` what forward calls its inputs.
+    """`names` are what forward calls its inputs, `eps` a number or the attribute that holds it,
+    `tensors` the op's names -> attributes, `mixed` whether the form holds for parameters of another
+    dtype than the input.
     """
 
-    __slots__ = ("eps", "names", "op", "options", "tensors")
+    __slots__ = ("eps", "form", "mixed", "names", "op", "tensors")
 
     def __init__(
-        self, module: nn.Module, row: Row, op: Callable[..., Tensor], names: tuple[str, ...],
-        eps: str | float, tensors: dict[str, str], options: dict[str, Any],
+        self, module: nn.Module, row: Row, op: Callable[..., Tensor], form: Form,
+        names: tuple[str, ...], eps: str | float, tensors: dict[str, str], mixed: bool,
     ):  # fmt: skip
         super().__init__(module, row)
-        self.op, self.names, self.eps = op, names, eps
-        self.tensors, self.options = tensors, options
+        self.op, self.form, self.names = op, form, names
+        self.eps, self.tensors, self.mixed = eps, tensors, mixed
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = args
         if kwargs:
             given += tuple(kwargs[name] for name in self.names[len(args) :] if name in kwargs)
-        # a gate may be left out; autocast runs torch's layer_norm in fp32 on some devices
-        if (
-            not self.active
-            or len(given) != len(self.names)
-            or len(args) + len(kwargs) != len(given)
-            or any(x is None for x in given)
-            or ("bias" in self.tensors and given[0].dtype != torch.float32
-                and torch.is_autocast_enabled(given[0].device.type))
-        ):  # fmt: skip
+        # a gate may be left out, and a call may have more than the norm's inputs
+        whole = len(given) == len(self.names) == len(args) + len(kwargs) and not any(
+            x is None for x in given
+        )
+        if not self.active or not whole:
             return self.inner(*args, **kwargs)
-        eps = getattr(self.module, self.eps) if isinstance(self.eps, str) else self.eps
+        x = given[0]
         tensors = {role: getattr(self.module, name) for role, name in self.tensors.items()}
-        return self.op(*given, **tensors, eps=eps, **self.options)
+        if not self.mixed and any(t.dtype != x.dtype for t in tensors.values()):
+            return self.inner(*args, **kwargs)
+        # autocast runs the layer_norm of torch in fp32 on some devices
+        if self.form.op == "layer_norm" and x.dtype != torch.float32:
+            if torch.is_autocast_enabled(x.device.type):
+                return self.inner(*args, **kwargs)
+        eps = getattr(self.module, self.eps) if isinstance(self.eps, str) else self.eps
+        if self.form.shift:
+            tensors["weight"] = tensors["weight"] + self.form.shift
+        return self.op(*given, **tensors, eps=eps, **self.form.options)
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Size]:
@@ -119,18 +130,19 @@ def _probe(module: nn.Module) -> Verdict:
     if len(set(shapes.values())) > 1:
         return Verdict("", reason=f"its parameters {', '.join(shapes)} differ in shape")
     tried = []
-    for form, options in _candidates(module, names, tuple(shapes)):
-        ratio, gap = _try(module, load(PACKAGE, form.op), options)
+    for options in _candidates(module, names, tuple(shapes)):
+        ratio, gap = _gap(module, options, SAME)
         if ratio <= 1.0:
-            return Verdict(str(form), form.op, {"op": load(PACKAGE, form.op), **options})
-        tried.append((ratio, gap, str(form)))
+            options["mixed"] = _gap(module, options, MIXED)[0] <= 1.0
+            return Verdict(str(options["form"]), options["form"].op, options)
+        tried.append((ratio, gap, str(options["form"])))
     return closest(tried)
 
 
 def _candidates(
     module: nn.Module, names: tuple[str, ...], weights: tuple[str, ...]
-) -> Iterator[tuple[Form, dict[str, Any]]]:
-    """Forms that take these inputs and parameters, with the options of the patch."""
+) -> Iterator[dict[str, Any]]:
+    """Options of the patch for every form that takes these inputs and parameters."""
     for form in FORMS:
         if form.inputs != len(names) or len(form.tensors) != len(weights):
             continue
@@ -140,9 +152,14 @@ def _candidates(
         for eps, order, extra in product(
             _epsilons(module) or EPSILONS, permutations(weights), extras
         ):
-            form = form._replace(options=form.options | extra)
-            tensors = dict(zip(form.tensors, order, strict=True))
-            yield form, {"names": names, "eps": eps, "tensors": tensors, "options": form.options}
+            yield {
+                "op": load(PACKAGE, form.op),
+                "form": form._replace(options=form.options | extra),
+                "names": names,
+                "eps": eps,
+                "tensors": dict(zip(form.tensors, order, strict=True)),
+                "mixed": True,
+            }
 
 
 def _width(module: nn.Module) -> int:
@@ -158,30 +175,22 @@ def _group_sizes(module: nn.Module) -> list[int]:
     return [*divisors, *(width // v for v in divisors)]
 
 
-def _try(
-    module: nn.Module, op: Callable[..., Tensor] | None, options: dict[str, Any]
+def _gap(
+    module: nn.Module, options: dict[str, Any], dtypes: tuple[tuple[torch.dtype, torch.dtype], ...]
 ) -> tuple[float, float]:
     """The largest difference: in tolerances of its dtype, and as it is."""
-    assert op is not None
     width, count, shapes = _width(module), len(options["names"]), _weights(module)
     # rows on whose scale the epsilon counts little, much and alone
     scale = torch.tensor([[1.0], [0.1], [1e-2], [1e-3], [0.0]])
     worst = (0.0, 0.0)
-    for dtype, weight_dtype in DTYPES:
+    for dtype, weight_dtype in dtypes:
         new = {name: normal(*shape, dtype=weight_dtype) for name, shape in shapes.items()}
         other, x = stand_in(module, new), (normal(5, width) * scale).to(dtype)
         given = (x, normal(5, width, dtype=dtype))[:count]
-        patch = NormPatch(other, Row("", ""), op, **options)
+        patch = NormPatch(other, Row("", ""), **options)
         patch.active = True
         try:
-            expected = type(module).forward(other, *given)
-        except Exception:
-            # torch's own norms do not mix all dtypes
-            if dtype == weight_dtype:
-                return float("inf"), float("inf")
-            continue
-        try:
-            gap = difference(expected, patch(*given))
+            gap = difference(type(module).forward(other, *given), patch(*given))
         except Exception:
             return float("inf"), float("inf")
         worst = max(worst, (gap / TOLERANCE[dtype], gap))

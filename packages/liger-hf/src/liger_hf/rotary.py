@@ -196,6 +196,7 @@ def _cases(function: Callable[..., Any], names: tuple[str, ...]) -> Iterator[_Ca
     """Inputs of every shape that the function takes, with what it returns."""
     B, T, D = 2, 5, 16
     dims: tuple[int | None, ...] = (1, 2) if "unsqueeze_dim" in names else (None,)
+    complex = not {"cos", "sin"} & set(names)
     shapes = (
         ((B, 3, T, D), (B, T)),
         ((B, T, 3, D), (B, T)),
@@ -206,7 +207,7 @@ def _cases(function: Callable[..., Any], names: tuple[str, ...]) -> Iterator[_Ca
         for dim in dims:
             for shape, rows in shapes:
                 # R is D, half of it, or tables of so many pairs
-                for width in (D, D // 2, D // 4):
+                for width in (D // 2,) if complex else (D, D // 2, D // 4):
                     q, k = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype)
                     values: dict[str, Any] = {
                         "q": q, "k": k,
@@ -219,9 +220,16 @@ def _cases(function: Callable[..., Any], names: tuple[str, ...]) -> Iterator[_Ca
                     absent = {n: None for n in given if ROLES[n] == "k"}
                     for arguments in (given, given | absent) if absent else (given,):
                         try:
-                            yield _Case(arguments, function(**arguments), tolerance)
+                            expected = function(**arguments)
                         except Exception:
                             continue
+                        # shapes that fit by accident
+                        if all(y is None or y.shape == q.shape for y in _several(expected)):
+                            yield _Case(arguments, expected, tolerance)
+
+
+def _several(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
 
 
 def _gap(rotation: Rotation, cases: list[_Case]) -> float:
@@ -232,13 +240,11 @@ def _gap(rotation: Rotation, cases: list[_Case]) -> float:
             actual = run(**case.arguments)
         except Exception:
             return float("inf")
-        pairs: Any = ((case.expected, actual),)
-        if isinstance(case.expected, tuple) and isinstance(actual, tuple):
-            pairs = zip(case.expected, actual, strict=True)
-        for a, b in pairs:
-            if a is None and b is None:
-                continue
-            worst = max(worst, difference(a, b) / case.tolerance)
+        if type(actual) is not type(case.expected):
+            return float("inf")
+        for a, b in zip(_several(case.expected), _several(actual), strict=True):
+            if a is not b:
+                worst = max(worst, difference(a, b) / case.tolerance)
     return worst
 
 
