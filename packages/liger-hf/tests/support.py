@@ -1,7 +1,7 @@
 """Which decoders of the installed transformers are patched: `python support.py` writes it down.
 
-Every type is built tiny (`zoo`) and reported on. `support.json` holds what was found, docs/support.md
-and a line of the root README show it.
+Every type is built tiny (`zoo`) and reported on. `support.json` holds what was found,
+docs/support.md and a line of the root README show it.
 """
 
 import json
@@ -26,7 +26,7 @@ Found = dict[str, Any]
 
 
 def inspect(kind: str, model_type: str) -> Found:
-    """{part: {"forms": [..], "refused": {class: reason}}} of the text decoder, or {"error": why}."""
+    """{part: {"forms": [..], "refused": {class: reason}}} of the decoder, or {"error": why}."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -100,11 +100,10 @@ def page(stored: dict[str, Any]) -> str:
     lines = [
         "# Supported models",
         "",
-        f"What `liger_hf.apply` does to every decoder of transformers {stored['transformers']}, by",
-        "`nox -s support`; nothing here is typed by hand. Layers are recognised by what they compute,",
-        "so a model that is not listed has what its layers have. `yes`: all such layers are patched;",
-        "`plain`: an activation without a gate, for which PyTorch has one kernel too; empty: the",
-        "decoder has no such layers.",
+        f"What `liger_hf.apply` does to every decoder of transformers {stored['transformers']},",
+        "written by `nox -s support`. Layers are recognised by what they compute, so a model that is",
+        "not listed has what its layers have. `yes`: all such layers are patched; `plain`: an",
+        "activation without a gate, for which PyTorch has one kernel too; empty: no such layers.",
     ]
     for kind, found in stored["kinds"].items():
         lines += ["", f"## {kind}", "", sentence(kind, found), ""]
@@ -133,9 +132,9 @@ def _cell(text: str) -> str:
 def sentence(kind: str, found: dict[str, Found]) -> str:
     c = counts(found)
     return (
-        f"{c['types']} types, {c['built']} of which can be built here. {c['modern']} have RMS norms and "
-        f"gated units or experts: of these, {c['all']} are patched in every part, {c['loss']} in the "
-        "head with its loss."
+        f"{c['types']} types, {c['built']} of which can be built here. {c['modern']} have RMS "
+        f"norms and gated units or experts: of these, {c['all']} are patched in every part, "
+        f"{c['loss']} in the head with its loss."
     )
 
 
@@ -144,8 +143,8 @@ def line(stored: dict[str, Any]) -> str:
     both = [(kind, counts(found)) for kind, found in stored["kinds"].items()]
     texts = [f"{c['all']} of {c['modern']} modern {kind} decoders" for kind, c in both]
     return (
-        f"transformers {stored['transformers']}: norms, MLPs or experts, rotary embedding and loss are "
-        f"all patched in {' and '.join(texts)}; [all types](docs/support.md).\n"
+        f"transformers {stored['transformers']}: norms, MLPs or experts, rotary embedding and loss "
+        f"are all patched in {' and '.join(texts)}; [all types](docs/support.md).\n"
     )
 
 

@@ -18,9 +18,7 @@ FOUND = {(kind, name): f for kind, types in STORED["kinds"].items() for name, f 
 FULL = [
     key
     for key, found in FOUND.items()
-    if "error" not in found
-    and support.full(found)
-    and any(found[part]["forms"] for part in found)
+    if "error" not in found and support.full(found) and any(found[part]["forms"] for part in found)
 ]
 # no loss of tokens alone: they need images, states, codes, or the embeddings of another model
 NEEDS_MORE = {
@@ -28,6 +26,8 @@ NEEDS_MORE = {
     "instructblip", "instructblipvideo", "kosmos-2", "molmo2", "musicgen", "musicgen_melody", "pi0",
     "pix2struct", "pp_formulanet", "udop", "vision-encoder-decoder", "xlstm",
 }  # fmt: skip
+# hashes at random, by a seed of its own
+RANDOM = {"reformer"}
 STEPS = 5
 
 
@@ -80,7 +80,7 @@ def train(model, steps):
 
 
 @pytest.mark.parametrize(
-    "key", sample([key for key in FULL if key[1] not in NEEDS_MORE], every=12), ids=ids
+    "key", sample([key for key in FULL if key[1] not in NEEDS_MORE | RANDOM], every=12), ids=ids
 )
 def test_patched_model_trains_as_before(key):
     model = zoo.tiny(*key)
@@ -88,10 +88,14 @@ def test_patched_model_trains_as_before(key):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    objects = snapshot(model)
     losses, grads = train(model, STEPS)
 
     model.load_state_dict(before)
+    objects = snapshot(model)
+    liger_hf.apply(model)
+    liger_hf.revert(model)
+    assert_same_objects(model, objects)
+
     liger_hf.apply(model)
     patched_losses, patched_grads = train(model, STEPS)
     assert patched_losses == pytest.approx(losses, rel=1e-5)
@@ -101,6 +105,5 @@ def test_patched_model_trains_as_before(key):
         torch.testing.assert_close(patched_grads[name], grad, rtol=0.0, atol=atol)
 
     liger_hf.revert(model)
-    assert_same_objects(model, objects)
     model.load_state_dict(before)
     assert train(model, 2)[0] == losses[:2]

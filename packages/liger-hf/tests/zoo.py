@@ -65,8 +65,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_theta": 1e4, "rope_type": "default"}}
     },
+    "big_bird": {"attention_type": "original_full"},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "diffusion_gemma_text": {"moe_intermediate_size": 24, "num_experts": 4, "top_k_experts": 2},
+    # the width of the tables is a quarter of it
+    "dots3_note_text": {"head_dim": 32},
     "ernie4_5_vl_moe_text": {"rope_parameters": {"mrope_section": [1, 1, 2]}},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_rms_norm": True},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -83,14 +86,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
         "indexer_compress_ratio": 4, "ngram_vocab_size_base": 64,
     },
-    "reformer": {"axial_pos_embds": False, "is_decoder": True},
+    "reformer": {"hash_seed": 0, "axial_pos_embds": False, "is_decoder": True},
     "step3p5": {"sliding_window": 4},
     "xlstm": {"embedding_dim": 32},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2,
               "attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4},
-    "zamba2": {"hybrid_layer_ids": [1], "mamba_headdim": 8, "n_mamba_heads": 8, "attention_hidden_size": 64,
-               "attention_head_dim": 16, "num_key_value_heads": 4},
+    "zamba2": {"hybrid_layer_ids": [1], "mamba_headdim": 8, "n_mamba_heads": 8,
+               "attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4},
 }  # fmt: skip
 
 

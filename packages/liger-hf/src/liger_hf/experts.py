@@ -79,7 +79,8 @@ def _probe(module: nn.Module) -> Verdict:
         gap = max(difference(y, form(op, other, x)) for x, y in zip(inputs, expected, strict=True))
         words = f"{implementation} experts, {form.words}"
         if gap <= TOLERANCE[torch.float32]:
-            return Verdict(words, form.op, {"name": name, "op": op, "form": form})
+            options = {"name": name, "op": op, "form": form}
+            return Verdict(words, form.op, options, numbers=f"difference {gap:.1e}")
         tried.append((gap, gap, words))
     return closest(tried)
 

@@ -55,7 +55,8 @@ def _inspect(
             # foreign code on input that it was not written for
             seen[key] = Verdict("", reason=f"its probe failed: {type(error).__name__}: {error}")
     verdict = seen[key]
+    row = replace(row, form=verdict.form, numbers=verdict.numbers)
     if verdict.options is None:
-        return replace(row, form=verdict.form, reason=verdict.reason), []
-    row = replace(row, form=verdict.form, op=f"{part.package}.{verdict.op}")
+        return replace(row, reason=verdict.reason), []
+    row = replace(row, op=f"{part.package}.{verdict.op}")
     return row, [part.patch(module, row, **verdict.options)]

@@ -24,13 +24,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-4}
 
 class Verdict(NamedTuple):
     """What a probe found: a form, with the op and the options of its patch, or the reason why none
-    fits. A form can be known and still have no op.
+    fits. A form can be known and still have no op. `numbers` are what was measured.
     """
 
     form: str
     op: str = ""
     options: dict[str, Any] | None = None
     reason: str = ""
+    numbers: str = ""
 
 
 class Part(NamedTuple):
@@ -67,5 +68,13 @@ def closest(tried: list[tuple[float, float, str]]) -> Verdict:
     """The refusal after all these (difference in tolerances, difference, form)."""
     if not tried:
         return Verdict("", reason="no canonical form fits")
-    _, gap, form = min(tried)
-    return Verdict("", reason=f"no canonical form fits; closest is {form}, {measured(gap)}")
+    best: dict[str, tuple[float, float, str]] = {}
+    for ratio, gap, form in tried:
+        best[form] = min(best.get(form, (ratio, gap, form)), (ratio, gap, form))
+    ranked = sorted(best.values())
+    _, gap, form = ranked[0]
+    return Verdict(
+        "",
+        reason=f"no canonical form fits; closest is {form}, {measured(gap)}",
+        numbers="; ".join(f"{form}: {gap:.1e}" for _, gap, form in ranked[:3]),
+    )

@@ -127,7 +127,8 @@ def _probe(module: nn.Module) -> Verdict:
                 if gap <= TOLERANCE[torch.float32]:
                     if form.op in ALONE:
                         return Verdict(form.words, reason="one kernel in PyTorch too")
-                    return Verdict(form.words, form.op, options)
+                    numbers = f"difference {gap:.1e}"
+                    return Verdict(form.words, form.op, options, numbers=numbers)
                 tried.append((gap, gap, form.words))
     return closest(tried)
 

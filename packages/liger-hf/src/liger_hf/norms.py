@@ -39,6 +39,7 @@ FORMS = (
     Form("rms_norm", 1, ("weight",), {"cast": "after"}),
     Form("rms_norm", 1, ("weight",), {"offset": 1.0, "cast": "after"}),
     Form("rms_norm", 1, ("weight",), {"offset": 1.0, "cast": "before"}),
+    Form("rms_norm", 1, ("weight",), {"cast": "after"}, 1.0),
     Form("rms_norm", 1, (), {"cast": "after"}),
     Form("rms_norm", 1, (), {"cast": "rstd"}),
     Form("layer_norm", 1, ("weight", "bias"), {}),
@@ -95,13 +96,16 @@ class NormPatch(Patch):
         if not self.mixed and any(t.dtype != x.dtype for t in tensors.values()):
             return self.inner(*args, **kwargs)
         # autocast runs the layer_norm of torch in fp32 on some devices
-        if self.form.op == "layer_norm" and x.dtype != torch.float32:
-            if torch.is_autocast_enabled(x.device.type):
-                return self.inner(*args, **kwargs)
-        eps = getattr(self.module, self.eps) if isinstance(self.eps, str) else self.eps
+        low = self.form.op == "layer_norm" and x.dtype != torch.float32
+        if low and torch.is_autocast_enabled(x.device.type):
+            return self.inner(*args, **kwargs)
         if self.form.shift:
             tensors["weight"] = tensors["weight"] + self.form.shift
-        return self.op(*given, **tensors, eps=eps, **self.form.options)
+        return self.op(*given, **tensors, eps=_value(self.module, self.eps), **self.form.options)
+
+
+def _value(module: nn.Module, eps: str | float) -> float:
+    return getattr(module, eps) if isinstance(eps, str) else eps
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Size]:
@@ -134,7 +138,8 @@ def _probe(module: nn.Module) -> Verdict:
         ratio, gap = _gap(module, options, SAME)
         if ratio <= 1.0:
             options["mixed"] = _gap(module, options, MIXED)[0] <= 1.0
-            return Verdict(str(options["form"]), options["form"].op, options)
+            numbers = f"difference {gap:.1e}, epsilon {_value(module, options['eps']):g}"
+            return Verdict(str(options["form"]), options["form"].op, options, numbers=numbers)
         tried.append((ratio, gap, str(options["form"])))
     return closest(tried)
 

@@ -150,26 +150,29 @@ def _is_attention(module: nn.Module) -> bool:
 def _probe(module: nn.Module) -> Verdict:
     """Whether the attention's rotary functions, run with all that they call, are those of an op."""
     verdicts = {name: _recognise(name, f) for name, f in _rotations(module).items()}
-    words = " and ".join(dict.fromkeys(words for words, _ in verdicts.values()))
-    rotations = tuple((name, r) for name, (_, r) in verdicts.items() if r is not None)
+    words = " and ".join(dict.fromkeys(words for words, *_ in verdicts.values()))
+    rotations = tuple((name, r) for name, (_, r, _) in verdicts.items() if r is not None)
     if len(rotations) != len(verdicts):
-        return Verdict("", reason="; ".join(words for words, r in verdicts.values() if r is None))
+        refusals = (words for words, rotation, _ in verdicts.values() if rotation is None)
+        return Verdict("", reason="; ".join(refusals))
     try:
         _rebound(type(module).forward, rotations)
     except TypeError as error:
         return Verdict(words, reason=str(error))
     ops = dict.fromkeys(rotation.form.op for _, rotation in rotations)
-    return Verdict(words, f", {PACKAGE}.".join(ops), {"rotations": rotations})
+    numbers = ", ".join(f"difference {gap:.1e}" for *_, gap in verdicts.values())
+    options = {"rotations": rotations}
+    return Verdict(words, f", {PACKAGE}.".join(ops), options, numbers=numbers)
 
 
-def _recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation | None]:
-    """A form's words with the rotation that agrees, or the reason why none does."""
+def _recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation | None, float]:
+    """A form's words with the rotation that agrees, or the reason why none does; the difference."""
     parameters = inspect.signature(function).parameters
     names, tried = tuple(parameters), []
     unknown = [n for n in names if n not in ROLES]
     roles = {ROLES[n] for n in names if n in ROLES}
     if unknown or "q" not in roles or not ({"cos", "sin"} <= roles or "freqs" in roles):
-        return f"{name} takes ({', '.join(names)})", None
+        return f"{name} takes ({', '.join(names)})", None, float("inf")
     cases = list(_cases(function, names))
     for form in FORMS:
         if ("freqs" in roles) != (form.op == "complex_rope") or not cases:
@@ -178,12 +181,12 @@ def _recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation |
         for dim in dims:
             for alone in (False, True):
                 rotation = Rotation(form._replace(dim=dim), names, alone)
-                gap = _gap(rotation, cases)
-                if gap <= 1.0:
-                    return form.words, rotation
-                tried.append((gap, form.words))
-    gap, words = min(tried, default=(float("inf"), "any"))
-    return f"{name} is none of the rotations; closest is {words}, {measured(gap)}", None
+                ratio, gap = _gap(rotation, cases)
+                if ratio <= 1.0:
+                    return form.words, rotation, gap
+                tried.append((ratio, gap, form.words))
+    _, gap, words = min(tried, default=(0.0, float("inf"), "any"))
+    return f"{name} is none of the rotations; closest is {words}, {measured(gap)}", None, gap
 
 
 class _Case(NamedTuple):
@@ -232,19 +235,20 @@ def _several(results: Any) -> tuple[Any, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-def _gap(rotation: Rotation, cases: list[_Case]) -> float:
-    """The largest difference in tolerances."""
-    worst, run = 0.0, rotation.bind(load(PACKAGE, rotation.form.op))
+def _gap(rotation: Rotation, cases: list[_Case]) -> tuple[float, float]:
+    """The largest difference: in tolerances of its dtype, and as it is."""
+    worst, run = (0.0, 0.0), rotation.bind(load(PACKAGE, rotation.form.op))
     for case in cases:
         try:
             actual = run(**case.arguments)
         except Exception:
-            return float("inf")
+            return float("inf"), float("inf")
         if type(actual) is not type(case.expected):
-            return float("inf")
+            return float("inf"), float("inf")
         for a, b in zip(_several(case.expected), _several(actual), strict=True):
             if a is not b:
-                worst = max(worst, difference(a, b) / case.tolerance)
+                gap = difference(a, b)
+                worst = max(worst, (gap / case.tolerance, gap))
     return worst
 
 
