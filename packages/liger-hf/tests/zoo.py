@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"head_dim": 32},
     "ernie4_5_vl_moe_text": {"rope_parameters": {"mrope_section": [1, 1, 2]}},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_rms_norm": True},
-    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.95, 0.0]},
     "gemma4_unified_text": {"num_kv_shared_layers": 0},
     "granite4_vision": {"deepstack_layer_map": [], "downsample_rate": "1/2"},
     "granitemoehybrid": {"layer_types": HYBRID},

@@ -168,7 +168,8 @@ def _candidates(
 
 
 def _width(module: nn.Module) -> int:
-    shapes = [*_weights(module).values()] or [getattr(module, "normalized_shape", (64,))]
+    shapes: list[Any] = [*_weights(module).values()]
+    shapes.append(getattr(module, "normalized_shape", (64,)))
     return shapes[0][-1]
 
 
@@ -186,7 +187,7 @@ def _gap(
     """The largest difference: in tolerances of its dtype, and as it is."""
     width, count, shapes = _width(module), len(options["names"]), _weights(module)
     # rows on whose scale the epsilon counts little, much and alone
-    scale = torch.tensor([[1.0], [0.1], [1e-2], [1e-3], [0.0]])
+    scale = torch.tensor([[1.0], [0.1], [1e-2], [1e-3], [0.0]], dtype=torch.float32)
     worst = (0.0, 0.0)
     for dtype, weight_dtype in dtypes:
         new = {name: normal(*shape, dtype=weight_dtype) for name, shape in shapes.items()}

@@ -34,9 +34,9 @@ def probing() -> Iterator[None]:
         yield
 
 
-def reseed() -> None:
+def reseed(seed: int = 0) -> None:
     """Every probe sees the same numbers. The generators of other devices are not touched."""
-    torch.default_generator.manual_seed(0)
+    torch.default_generator.manual_seed(seed)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
