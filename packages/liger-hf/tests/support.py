@@ -100,9 +100,9 @@ def page(stored: dict[str, Any]) -> str:
     lines = [
         "# Supported models",
         "",
-        f"What `liger_hf.apply` does to every decoder of transformers {stored['transformers']},",
-        "written by `nox -s support`. Layers are recognised by what they compute, so a model that is",
-        "not listed has what its layers have. `yes`: all such layers are patched; `plain`: an",
+        f"What `liger_hf.apply` does to every decoder of transformers {stored['transformers']};",
+        "`nox -s support` writes it. Layers are recognised by what they compute, so a model that",
+        "is not listed has what its layers have. `yes`: all such layers are patched; `plain`: an",
         "activation without a gate, for which PyTorch has one kernel too; empty: no such layers.",
     ]
     for kind, found in stored["kinds"].items():

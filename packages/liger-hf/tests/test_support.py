@@ -68,6 +68,7 @@ def train(model, steps):
     losses, first = [], {}
     for step in range(steps):
         batch = torch.randint(3, zoo.TOKENS, (2, 12), generator=torch.Generator().manual_seed(step))
+        batch = batch.to(model.device)
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         if step == 0:
@@ -79,16 +80,31 @@ def train(model, steps):
     return losses, first
 
 
-@pytest.mark.parametrize(
-    "key", sample([key for key in FULL if key[1] not in NEEDS_MORE | RANDOM], every=12), ids=ids
-)
-def test_patched_model_trains_as_before(key):
+TRAINED = sample([key for key in FULL if key[1] not in NEEDS_MORE | RANDOM], every=12)
+
+
+def perturbed(key):
     model = zoo.tiny(*key)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def assert_close(actual, expected, rtol, of_largest):
+    """Losses within rtol, gradients within a share of the largest element of each."""
+    assert actual[0] == pytest.approx(expected[0], rel=rtol)
+    assert actual[1].keys() == expected[1].keys()
+    for name, grad in expected[1].items():
+        atol = of_largest * grad.abs().max().item() + 1e-7
+        torch.testing.assert_close(actual[1][name], grad, rtol=0.0, atol=atol)
+
+
+@pytest.mark.parametrize("key", TRAINED, ids=ids)
+def test_patched_model_trains_as_before(key):
+    model = perturbed(key)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    losses, grads = train(model, STEPS)
+    expected = train(model, STEPS)
 
     model.load_state_dict(before)
     objects = snapshot(model)
@@ -97,13 +113,20 @@ def test_patched_model_trains_as_before(key):
     assert_same_objects(model, objects)
 
     liger_hf.apply(model)
-    patched_losses, patched_grads = train(model, STEPS)
-    assert patched_losses == pytest.approx(losses, rel=1e-5)
-    assert patched_grads.keys() == grads.keys()
-    for name, grad in grads.items():
-        atol = 1e-4 * grad.abs().max().item() + 1e-7
-        torch.testing.assert_close(patched_grads[name], grad, rtol=0.0, atol=atol)
+    assert_close(train(model, STEPS), expected, rtol=1e-5, of_largest=1e-4)
 
     liger_hf.revert(model)
     model.load_state_dict(before)
-    assert train(model, 2)[0] == losses[:2]
+    assert train(model, 2)[0] == expected[0][:2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key", TRAINED, ids=ids)
+def test_patched_model_trains_as_before_on_a_gpu(key):
+    """The kernels, on the shapes and strides that models give them."""
+    model = perturbed(key).cuda()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = train(model, 1)
+    model.load_state_dict(before)
+    liger_hf.apply(model)
+    assert_close(train(model, 1), expected, rtol=1e-5, of_largest=1e-3)
