@@ -51,8 +51,9 @@ def summary(model: Any) -> Found:
 
 
 def _without_numbers(text: str) -> str:
-    """The first line; measured differences vary in their last digits."""
-    return re.sub(r",? relative difference \S+", "", text.strip().split("\n")[0])[:120]
+    """The first line, without what was measured: that varies in its last digits."""
+    first = text.strip().split("\n")[0]
+    return re.sub(r"; closest is .*|, relative difference \S+", "", first)[:120]
 
 
 def state(found: Found, part: str) -> str:
