@@ -264,5 +264,8 @@ def test_bad_trainers(tmp_path):
     trainer = make("SFT", tmp_path)
     with pytest.raises(ValueError, match="loss=False"):
         liger_hf.trl.apply(trainer, loss=False)
+    Holder.model.forward = lambda fused_lm_head=False: None
+    with pytest.raises(ValueError, match="has no 'FusedCausalLMOutput', unlike"):
+        liger_hf.trl.apply(Holder())
     with pytest.raises(TypeError, match="swiglu"):
         liger_hf.trl.apply(trainer, swiglu=True)

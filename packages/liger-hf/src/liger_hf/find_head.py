@@ -15,7 +15,7 @@ from .patch import Patch, patches
 from .probe import difference, measured, normal
 from .reporting import Row
 
-__all__ = ["find_heads", "language_models", "plain_heads", "refusal"]
+__all__ = ["find_heads", "language_models", "plain_heads"]
 
 
 def find_heads(model: nn.Module) -> Iterator[tuple[Row, list[Patch]]]:
@@ -58,7 +58,7 @@ def _find(path: str, owners: list[nn.Module], head: nn.Module) -> tuple[Row, lis
     for patch in [patch for plain in heads for patch in patches(plain)]:
         return replace(patch.row, path=path), []
     reasons = [_refusal_of_model(owner) for owner in owners]
-    reason = reasons[0] if all(reasons) else next(filter(None, map(refusal, heads)), "")
+    reason = reasons[0] if all(reasons) else next(filter(None, map(_refusal_of_head, heads)), "")
     if reason:
         return replace(row, reason=reason), []
     op = load("liger_losses", "linear_cross_entropy")
@@ -76,20 +76,20 @@ def _find(path: str, owners: list[nn.Module], head: nn.Module) -> tuple[Row, lis
 def _refusal_of_model(model: nn.Module) -> str:
     """Why the loss of a model is not the one that its head's logits go to; or empty."""
     name = type(model).__name__
-    forward = getattr(inspect.unwrap(model.forward), "__func__", inspect.unwrap(model.forward))
-    own = {kind.__module__ for kind in type(model).__mro__}
-    if getattr(forward, "__module__", None) not in own:
-        return f"{name}.forward was replaced already, by {getattr(forward, '__module__', None)}"
-    # a subclass may add something and call the forward it inherits
-    inherited = [inspect.unwrap(kind.__dict__["forward"]) for kind in type(model).__mro__
-                 if "forward" in vars(kind)]  # fmt: skip
-    codes = [getattr(function, "__code__", None) for function in inherited]
-    if not any("loss_function" in getattr(code, "co_names", ()) for code in codes):
+    kinds = type(model).__mro__
+    forward = inspect.unwrap(model.forward)
+    home = getattr(getattr(forward, "__func__", forward), "__module__", None)
+    if home not in {kind.__module__ for kind in kinds}:
+        return f"{name}.forward was replaced already, by {home}"
+    # a subclass may add something and call the forward that it inherits
+    forwards = [inspect.unwrap(vars(kind)["forward"]) for kind in kinds if "forward" in vars(kind)]
+    names = [getattr(getattr(f, "__code__", None), "co_names", ()) for f in forwards]
+    if not any("loss_function" in used for used in names):
         return f"{name}.forward does not call self.loss_function"
     return ""
 
 
-def refusal(head: Any) -> str:
+def _refusal_of_head(head: Any) -> str:
     """Why the logits of a head cannot be left out; or empty."""
     if type(head).forward is not nn.Linear.forward:
         return f"head is {type(head).__module__}.{type(head).__name__}, not a plain nn.Linear"

@@ -60,11 +60,8 @@ def apply(trainer: Any, **flags: bool) -> Report:
     if not models:
         raise TypeError(f"liger_hf: {type(trainer).__name__} has no model to patch")
     if not flags.setdefault("loss", True):
-        raise ValueError(
-            "liger_hf: the head is all that a TRL trainer needs; loss=False leaves it out"
-        )
-    op = load("liger_losses", "linear_log_probs")
-    if op is None:
+        raise ValueError("liger_hf: loss=False leaves out the head, which is what a trainer calls")
+    if load("liger_losses", "linear_log_probs") is None:
         raise ValueError("liger_hf: pip install liger-losses")
     rows: list[Row] = []
     for model in models:
@@ -85,16 +82,34 @@ def _served(model: nn.Module) -> Iterator[tuple[str, Any, Any, dict[str, Any], t
     """(path of the head, model, head, TRL's settings, TRL's class of outputs)."""
     for path, owners, head in language_models(model):
         for owner in owners:
-            forward: Any = owner.forward
-            while forward is not None:
-                function = getattr(forward, "__func__", forward)
-                code = getattr(function, "__code__", None)
-                if "fused_lm_head" in getattr(code, "co_varnames", ()):
-                    variables = inspect.getclosurevars(function)
-                    settings = {name: variables.nonlocals[name] for name in SETTINGS}
-                    yield path, owner, head, settings, variables.globals["FusedCausalLMOutput"]
-                    break
-                forward = getattr(forward, "__wrapped__", None)
+            function = _forward_of_trl(owner)
+            if function is not None:
+                yield path, owner, head, *_settings(function)
+
+
+def _forward_of_trl(model: Any) -> Any:
+    """The function that takes `fused_lm_head`, under what others have put on the model since."""
+    forward = model.forward
+    while forward is not None:
+        function = getattr(forward, "__func__", forward)
+        code = getattr(function, "__code__", None)
+        if "fused_lm_head" in getattr(code, "co_varnames", ()):
+            return function
+        forward = getattr(forward, "__wrapped__", None)
+    return None
+
+
+def _settings(function: Any) -> tuple[dict[str, Any], type]:
+    """What `add_fused_lm_head` was called with, which only its closure knows."""
+    variables = inspect.getclosurevars(function)
+    try:
+        output = variables.globals["FusedCausalLMOutput"]
+        return {name: variables.nonlocals[name] for name in SETTINGS}, output
+    except KeyError as missing:
+        raise ValueError(
+            f"liger_hf: the trainer's fused head, {function.__module__}.{function.__qualname__}, "
+            f"has no {missing}, unlike that of TRL 1.16"
+        ) from None
 
 
 def _patch(model: nn.Module, flags: dict[str, bool]) -> list[Row]:
