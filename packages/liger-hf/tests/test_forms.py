@@ -239,6 +239,19 @@ def test_gate_of_experts_runs_on_the_op(name, monkeypatch):
     assert_same_objects(model, before)
 
 
+def test_compiled_model():
+    """Norms, experts and rotations that the families of test_training do not have."""
+    model, batch = zoo.tiny("causal-lm", "gpt_oss"), tokens()
+    model.model.layers = model.model.layers[:1]
+    expected = model(input_ids=batch, labels=batch).loss
+    liger_hf.apply(model)
+    torch._dynamo.reset()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = run(input_ids=batch, labels=batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0.0)
+
+
 def test_explain_prints_forms_with_numbers(capsys):
     model = build("qwen3")
     before = snapshot(model)

@@ -50,6 +50,13 @@ def test_table_is_current(key):
     assert found == FOUND[key]
 
 
+@pytest.mark.parametrize("key", sample(FULL, every=40), ids=ids)
+def test_parameters_are_not_read(key):
+    """What is found is the same in bf16, and on the meta device, where there are no values."""
+    model = zoo.tiny(*key).bfloat16().to("meta")
+    assert support.summary(model) == FOUND[key]
+
+
 def test_pages_are_generated():
     readme = (support.ROOT / "README.md").read_text()
     assert support.line(STORED) in readme
