@@ -111,10 +111,22 @@ CE = {"op": "cross_entropy", "small": (32, 256), "inputs": logits}
 # no graph: a captured head computes ignored tokens too
 LCE = {"op": "linear_cross_entropy", "small": (64, 32, 256), "inputs": hidden, "graph": False}
 LOGITS, LLAMA, QWEN = (8192, 128256), (8192, 4096, 128256), (16384, 896, 151936)
+GEMMA, LONG, SHORT, SHORTER = (
+    (8192, 2304, 256000), (32768, 2048, 128256), (4096, 4096, 128256), (2048, 4096, 128256)
+)  # fmt: skip
 
 FAMILY = Family(
     rows=(
         Row(**CE, shape=(8192, 32000), traffic=read_and_write),
+        Row(
+            **CE,
+            shape=(8192, 32000),
+            note="handed-over buffer",
+            ours={"inplace": True},
+            inplace=True,
+            traffic=read_and_write,
+            alone=True,
+        ),
         Row(**CE, shape=LOGITS, traffic=read_and_write, readme=True),
         Row(
             **CE,
@@ -154,6 +166,10 @@ FAMILY = Family(
         ),
         Row(**LCE, shape=LLAMA, note="loss only", grad=False, flops=gemms(1), alone=True),
         Row(**LCE, shape=QWEN, flops=gemms(3)),
+        Row(**LCE, shape=GEMMA, flops=gemms(3)),
+        Row(**LCE, shape=LONG, flops=gemms(3)),
+        Row(**LCE, shape=SHORT, flops=gemms(3)),
+        Row(**LCE, shape=SHORTER, flops=gemms(3)),
     ),
     peers={
         "cross_entropy": (
@@ -174,5 +190,5 @@ FAMILY = Family(
             Peer("fla", fla_head, "fla-core"),
         ),
     },
-    heads=(LLAMA, QWEN),
+    heads=(LLAMA, QWEN, GEMMA, LONG, SHORT, SHORTER),
 )

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from liger_core.bench import Family, Peer, Row, compiled
+from liger_core.bench import Family, Peer, Row
 
 
 def logits(new, shape):
@@ -50,10 +50,6 @@ def eager_tvd():
     return lambda input, target: (
         0.5 * (input.float().exp() - target.float().exp()).abs().sum(-1).mean()
     )
-
-
-def inductor(load):
-    return lambda: compiled(load)
 
 
 def liger_kernel_kl():
@@ -121,22 +117,16 @@ FAMILY = Family(
     peers={
         "kl_div": (
             Peer("eager", eager_kl),
-            Peer("compile", inductor(eager_kl)),
             Peer("liger-kernel", liger_kernel_kl, "liger-kernel"),
         ),
         "jsd": (
             Peer("eager", eager_jsd),
-            Peer("compile", inductor(eager_jsd)),
             Peer("liger-kernel", liger_kernel_jsd, "liger-kernel"),
         ),
-        "tvd": (Peer("eager", eager_tvd), Peer("compile", inductor(eager_tvd))),
-        "jsd_from_logits": (
-            Peer("eager", eager_logits_jsd),
-            Peer("compile", inductor(eager_logits_jsd)),
-        ),
+        "tvd": (Peer("eager", eager_tvd),),
+        "jsd_from_logits": (Peer("eager", eager_logits_jsd),),
         "linear_jsd": (
             Peer("eager", eager_heads),
-            Peer("compile", inductor(eager_heads)),
             Peer("liger-kernel", liger_kernel_heads, "liger-kernel"),
         ),
     },

@@ -1,8 +1,9 @@
 """The divergences between two linear heads."""
 
 from functools import partial
+from pathlib import Path
 
-from liger_core.testing import OpSpec, replace
+from liger_core.testing import BenchCase, OpSpec, load_module, replace
 from liger_losses.linear_divergence import (
     linear_cosine,
     linear_divergence_ref,
@@ -11,12 +12,13 @@ from liger_losses.linear_divergence import (
     linear_tvd,
 )
 
+specs = load_module(Path(__file__).with_name("specs.py"))
+
 
 def heads(new, shape):
-    """Every third token is ignored; the teacher is half as wide again."""
+    """As in `specs`, every third token of a few is ignored; the teacher is half as wide again."""
     M, H, V = shape
-    labels = new.integers(9, M)
-    labels[1::3] = -100
+    labels = specs.target(new, M, min(V, 9))
     K = H + H // 2
     return {
         "student_input": new.normal(M, H),
@@ -111,6 +113,9 @@ TOP_K_ERRORS = (
 
 
 def spec(name, op, kind, options, errors=ERRORS, inputs=heads, **rest):
+    # both heads have logits, but for listed probabilities
+    buffers = 1 if inputs is listed else 2
+    shared = {name: value for name, value in options[-1].items() if name == "reduction"}
     return OpSpec(
         name=name,
         op=op,
@@ -122,6 +127,8 @@ def spec(name, op, kind, options, errors=ERRORS, inputs=heads, **rest):
         grad=("student_input", "student_weight", "student_bias"),
         rows=("student_input",),
         errors=errors,
+        bench=(BenchCase((4096, 2048, 128_256), shared),),
+        peak=partial(specs.head_peak, buffers=buffers),
         **rest,
     )
 

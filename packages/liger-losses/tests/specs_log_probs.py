@@ -1,6 +1,8 @@
 """Statistics of logits, of existing ones and of a linear head's, for tests and benchmarks."""
 
-from liger_core.testing import BenchCase, OpSpec, replace
+from pathlib import Path
+
+from liger_core.testing import BenchCase, OpSpec, load_module, replace
 from liger_losses.linear_log_probs import linear_log_probs, linear_log_probs_ref
 from liger_losses.log_probs import log_probs, log_probs_ref
 
@@ -9,26 +11,12 @@ ALL = ("entropy", "mean_logits", "squares", "argmax")
 EXTRAS = {"softcap": 5.0, "logit_scale": 0.5}
 
 
-def target(new, M, V):
-    """Every third token is ignored."""
-    labels = new.integers(V, M)
-    labels[1::3] = -100
-    return labels
+specs = load_module(Path(__file__).with_name("specs.py"))
 
 
-def logits(new, shape):
-    M, V = shape
-    return {"input": new.normal(M, V, std=2.0), "target": target(new, M, V)}
-
-
-def hidden(new, shape):
-    M, H, V = shape
-    return {
-        "input": new.normal(M, H),
-        "linear_weight": new.normal(V, H, std=H**-0.5),
-        "target": target(new, M, V),
-        "linear_bias": new.normal(V),
-    }
+def peak(shape, itemsize, sms, **options):
+    """Logits that fitted one chunk are kept beside their gradient."""
+    return specs.head_peak(shape, itemsize, sms, buffers=2 if shape[0] == 2048 else 1)
 
 
 ERRORS = (
@@ -39,7 +27,7 @@ ERRORS = (
     (replace(statistics=lambda a: ("variance",)), ValueError, "statistics are"),
     (replace(softcap=lambda a: 0.0), ValueError, "softcap"),
     (replace(logit_scale=lambda a: -1.0), ValueError, "logit_scale"),
-    (replace(input=lambda a: a["input"].long()), TypeError, ""),
+    (replace(input=lambda a: a["input"].long()), TypeError, "input"),
 )
 HEAD_SKIPS = {
     "edge_one_row": "one row is too few for eager's rounding to be a fair measure",
@@ -56,7 +44,7 @@ SPECS = [
         name="log_probs",
         op=log_probs,
         ref=log_probs_ref,
-        inputs=logits,
+        inputs=specs.logits,
         options=({}, {"statistics": ALL}, {"statistics": ("entropy",), **EXTRAS}),
         shapes=((5, 256), (0, 64), (1, 33), (4, 63), (2, 70_001)),
         grad=("input",),
@@ -77,7 +65,7 @@ SPECS = [
         name="linear_log_probs",
         op=linear_log_probs,
         ref=linear_log_probs_ref,
-        inputs=hidden,
+        inputs=specs.hidden,
         options=(
             {},
             # products that round otherwise may have another largest logit
@@ -91,6 +79,8 @@ SPECS = [
         rows=("input", "target"),
         bound=1.5,
         skips=HEAD_SKIPS,
+        bench=(BenchCase((8192, 4096, 128_256)), BenchCase((2048, 4096, 128_256))),
+        peak=peak,
         errors=(
             *ERRORS,
             (replace(linear_bias=lambda a: a["linear_bias"][1:]), ValueError, "linear_bias"),

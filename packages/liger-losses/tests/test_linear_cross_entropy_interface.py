@@ -103,13 +103,17 @@ def test_opcheck(per_token):
     """Schema, fake implementation, autograd and AOT tracing of both operators."""
     (x, W, b), target = case()
     weight, scale = new(seed=4).uniform(V, low=0.5), torch.tensor(0.5, device=device())
+    factor = None if per_token else new(seed=5).uniform(M)
     # the extras, a chunk of three rows, and every token computed or only those that count
     settings = (-100, 0.1, 0.01, 5.0, 0.5, 3 * V * 4, per_token)
+    # per token, with metrics, by probability
+    how = (per_token, per_token, not per_token)
     need = [True, True, True]
-    torch.library.opcheck(head_loss, (x, W, b, target, weight, scale, need, *settings, per_token))
+    arguments = (x, W, b, target, weight, factor, scale, need, *settings, *how)
+    torch.library.opcheck(head_loss, arguments)
     need[2] = False
     with torch.no_grad():
-        arguments = (x, W, None, target, None, scale, need, *settings, per_token)
+        arguments = (x, W, None, target, None, None, scale, need, *settings, *how)
         torch.library.opcheck(head_loss, arguments)
     if per_token:
         x, W, b = (t.detach() for t in (x, W, b))

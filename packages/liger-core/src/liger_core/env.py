@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .debug import debugging
 from .device import DeviceInfo, device_info, use_kernels
 from .lang import HAS_TRITON, triton
 
@@ -26,7 +27,8 @@ def kernel_packages() -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """The report as plain data: `versions`, `devices`, and `ops` with `path` and `reason` of each.
+    """The report as plain data: `versions`, `devices`, `debug`, whether ops check labels, and `ops`
+    with `path` and `reason` of each.
 
     Ops are judged on the current accelerator, or on the CPU where there is none.
     """
@@ -42,6 +44,7 @@ def environment() -> dict[str, Any]:
         "versions": _versions(),
         "devices": [_cpu(), *(_device(torch.device(kind, index)) for index in range(count))],
         "default_device": str(default),
+        "debug": _debug(),
         "ops": [op for package in kernel_packages() for op in _ops(package, default)],
     }
 
@@ -59,7 +62,12 @@ def render(report: dict[str, Any]) -> str:
         listed = (f"{name} {fact}" for name, fact in facts.items())
         devices[device["device"]] = ", ".join([device["name"], *listed])
     ops = {op["op"]: f"{op['path']}: {op['reason']}" for op in report["ops"]}
-    sections = {"versions": versions, "devices": devices, f"ops on {report['default_device']}": ops}
+    sections = {
+        "versions": versions,
+        "devices": devices,
+        "checks": {"debug": report["debug"]},
+        f"ops on {report['default_device']}": ops,
+    }
     width = max(len(name) for section in sections.values() for name in section)
     lines = []
     for title, section in sections.items():
@@ -68,6 +76,13 @@ def render(report: dict[str, Any]) -> str:
             "  none installed"
         ]
     return "\n".join(lines)
+
+
+def _debug() -> str:
+    try:
+        return "on: ops wait for the device to check labels" if debugging() else "off"
+    except ValueError as error:
+        return _line(error)
 
 
 def _packages() -> list[str]:

@@ -7,7 +7,7 @@ from .device import num_sms, use_kernels
 from .lang import tl, triton
 from .launch import launch
 
-__all__ = ["as_rows", "ceil_div", "power_of_2", "scale_", "sum_partials", "tanh"]
+__all__ = ["as_rows", "ceil_div", "log2", "power_of_2", "scale_", "sum_partials", "tanh"]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -39,6 +39,24 @@ def tanh(x):
         )
         t = tl.where(s < 0.09, series, t)
     return t
+
+
+@triton.jit
+def log2(x):
+    """log2(x) of a normal, positive x, fp32 to 3e-7, relative: two thirds of the instructions of
+    tl.log2, which also knows zero, denormal numbers and infinity.
+    """
+    if x.dtype == tl.float32:
+        # x = 2^n m, 2/3 <= m < 4/3
+        bits = x.to(tl.int32, bitcast=True)
+        n = (bits - 0x3F2AAAAB) >> 23
+        r = (bits - (n << 23)).to(tl.float32, bitcast=True) - 1.0
+        q = 0.24686217 + r * -0.22167987
+        q = 0.28558204 + r * (-0.23689182 + r * q)
+        q = 0.4809655 + r * (-0.36078373 + r * q)
+        return n.to(tl.float32) + r * (1.4426948 + r * (-0.7213466 + r * q))
+    else:
+        return tl.log2(x)
 
 
 @triton.jit

@@ -3,33 +3,35 @@
 from typing import Any
 
 import torch
+from liger_core.debug import debugging
 from torch import Tensor
 
 from .row_loss import Settings
 
-__all__ = ["autocast", "check_head", "check_loss", "check_target", "is_static", "mean_scale"]
+__all__ = [
+    "autocast", "check_frozen", "check_head", "check_loss", "check_range", "check_target",
+    "is_static", "mean_scale",
+]  # fmt: skip
 
 
 def mean_scale(
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    normalizer: float | Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """1 / normalizer as a 0-d tensor; by default the number, or the class weights, of the valid
-    tokens, and 1 of none.
+    target: Tensor, weight: Tensor | None, ignore_index: int, normalizer: float | Tensor | None,
+    dtype: torch.dtype, token_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """1 / normalizer as a 0-d tensor; by default the number, or the weights of class and token, of
+    the valid tokens, and 1 of none.
     """
     if normalizer is None:
-        valid = target != ignore_index
+        each = target != ignore_index
         if weight is not None:
-            in_range = valid & (target >= 0) & (target < weight.numel())
-            total = (weight[target.where(in_range, 0)] * in_range).sum(dtype=dtype)
-        else:
-            total = valid.sum().to(dtype)
+            in_range = (target >= 0) & (target < weight.numel())
+            each = each * in_range * weight[target.where(in_range, 0)].to(dtype)
+        if token_weight is not None:
+            each = each * token_weight
+        total = each.sum().to(dtype)
         return torch.where(total == 0, 1.0, total).reciprocal()
     if isinstance(normalizer, Tensor):
-        return normalizer.to(device=target.device, dtype=dtype).reciprocal()
+        return normalizer.detach().to(device=target.device, dtype=dtype).reciprocal()
     return torch.full((), 1.0 / normalizer, dtype=dtype, device=target.device)
 
 
@@ -88,15 +90,36 @@ def check_target(
         raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
 
 
-def check_loss(
-    name: str,
-    target: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    settings: Settings,
-    V: int,
-    device: torch.device,
+def check_range(
+    name: str, labels: Tensor, V: int, ignore_index: int | None, what: str = "target"
 ) -> None:
+    """When debugging, raises for a label outside [0, V) that is not `ignore_index`."""
+    if is_static(labels) or not debugging():
+        return
+    wrong = (labels < 0) | (labels >= V)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if wrong.any():
+        at = wrong.nonzero()[0].tolist()
+        ignored = "" if ignore_index is None else f" and not ignore_index {ignore_index}"
+        raise ValueError(
+            f"{name}: {what}{at} is {labels[tuple(at)].item()}, outside [0, {V}){ignored}"
+        )
+
+
+def check_frozen(name: str, **tensors: Tensor | None) -> None:
+    """Raises for a tensor that requires a gradient, which it does not get."""
+    for what, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: {what} {tuple(tensor.shape)} requires a gradient and gets none; detach it"
+            )
+
+
+def check_loss(
+    name: str, target: Tensor, weight: Tensor | None, reduction: str,
+    normalizer: float | Tensor | None, settings: Settings, V: int, device: torch.device,
+) -> None:  # fmt: skip
     """Raises for what `cross_entropy` and `linear_cross_entropy` have in common."""
     check_target(name, target, settings.softcap, settings.logit_scale, device)
     if weight is not None and weight.shape != (V,):
@@ -109,3 +132,8 @@ def check_loss(
         raise ValueError(
             f"{name}: label_smoothing must be in [0, 1], got {settings.label_smoothing}"
         )
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(
+            f"{name}: normalizer is what reduction='mean' divides by; reduction is {reduction!r}"
+        )
+    check_range(name, target, V, settings.ignore_index)

@@ -15,7 +15,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .row_loss import Rows, Settings, row_loss_bwd, row_loss_fwd
+from .row_loss import Rows, Settings, empty_rows, row_loss_bwd, row_loss_fwd
 
 __all__ = ["Chunks", "Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
 
@@ -72,6 +72,7 @@ class Chunks:
         static: bool,
         index: Tensor | None = None,
         cuts: list[int] | None = None,
+        classes: int | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
         # one early look at the device; without it every token is computed
@@ -82,16 +83,17 @@ class Chunks:
         self.index = index if few else None
         self.M = target.numel() if self.index is None else self.index.numel()
         if cuts is None:
-            rows = Chunks.size(self.M, W, x, chunk_bytes)
+            # shards of a vocabulary must cut alike, whatever their number of classes
+            rows = Chunks.size(self.M, classes or W.shape[0], x, chunk_bytes)
             cuts = [*range(0, self.M, rows), self.M]
         # where each chunk begins, and the last one ends, among the rows that count
         self.cuts = cuts
         self.rows = max((b - a for a, b in pairwise(cuts)), default=0)
 
     @staticmethod
-    def size(M: int, W: Tensor, x: Tensor, chunk_bytes: int | None) -> int:
+    def size(M: int, V: int, x: Tensor, chunk_bytes: int | None) -> int:
         """Rows of a chunk of M in all."""
-        return max(_chunk_rows(M, W.shape[0], x.element_size(), use_kernels(x), chunk_bytes), 1)
+        return max(_chunk_rows(M, V, x.element_size(), use_kernels(x), chunk_bytes), 1)
 
     def grads(self, need: Sequence[bool]) -> Grads:
         """Buffers for the gradients that are needed."""
@@ -158,20 +160,26 @@ def _mm_fp32(dz: Tensor, x: Tensor, out: Tensor, first: bool) -> None:
 def linear_cross_entropy_fwd(
     x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None,
     g: Tensor | None, need: Sequence[bool], settings: Settings, chunk_bytes: int | None,
-    static: bool,
+    static: bool, metrics: bool, by_probability: bool,
 ) -> tuple[Rows, Grads]:  # fmt: skip
-    """Loss and statistics of each row; with `g` (0-d) also the gradients of sum(loss) * g that
-    `need` asks for.
+    """Loss and statistics of each row; with `g`, 0-d or [M], also the gradients of sum(loss * g)
+    that `need` asks for. `metrics` and `by_probability` as in `row_loss_fwd`.
     """
     chunks = Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
-    acc = torch.promote_types(x.dtype, torch.float32)
-    rows = Rows(*(torch.zeros(target.numel(), dtype=acc, device=x.device) for _ in range(3)))
+    rows = empty_rows(target.numel(), x, metrics, by_probability)
+    for name, whole in rows._asdict().items():
+        if whole is not None:
+            whole.fill_(-1 if name == "argmax" else 0)
     with_grads = g is not None and any(need)
     grads = chunks.grads(need) if with_grads else Grads(None, None, None)
     for i, (where, x_c, target_c, logits) in enumerate(chunks):
-        part = row_loss_fwd(logits, target_c, weight, settings, logits if with_grads else None, g)
+        part = row_loss_fwd(
+            logits, target_c, weight, settings, logits if with_grads else None,
+            g[where] if g is not None and g.ndim else g, metrics, by_probability,
+        )  # fmt: skip
         for whole, values in zip(rows, part, strict=True):
-            whole[where] = values
+            if whole is not None and values is not None:
+                whole[where] = values
         if with_grads:
             chunks.add(grads, where, x_c, logits, first=i == 0)
     return rows, grads
@@ -185,7 +193,7 @@ def linear_cross_entropy_bwd(
     chunks = Chunks(x, W, b, target, settings.ignore_index, chunk_bytes, static)
     grads = chunks.grads(need)
     for i, (where, x_c, target_c, logits) in enumerate(chunks):
-        part = Rows(*(t[where] for t in rows))
+        part = Rows(*(t[where] for t in rows if t is not None))
         row_loss_bwd(logits, target_c, weight, settings, part, logits, g[where])
         chunks.add(grads, where, x_c, logits, first=i == 0)
     return grads

@@ -6,93 +6,56 @@ logits. With `inplace=True` the logits are
 handed over: the forward overwrites them with their gradient, in one reading and one writing in all.
 """
 
+from typing import Any
+
 import torch
-from liger_core.kernels import scale_
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .arguments import check_loss, mean_scale
-from .row_loss import Rows, Settings, row_loss_bwd, row_loss_fwd
+from .arguments import check_loss
+from .cross_entropy_function import CrossEntropyFunction, InplaceCrossEntropyFunction
+from .row_loss import Settings
+from .tokens import CrossEntropyMetrics, Tokens, metrics_of, shifted, tokens_of
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "cross_entropy_ref"]
+__all__ = [
+    "CrossEntropyLoss", "cross_entropy", "cross_entropy_ref", "cross_entropy_with_metrics",
+]  # fmt: skip
 
 
 def cross_entropy_ref(
     input: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     reduction: str = "mean", label_smoothing: float = 0.0, z_loss: float = 0.0,
-    softcap: float | None = None, logit_scale: float = 1.0,
+    softcap: float | None = None, logit_scale: float = 1.0, token_weight: Any = None,
+    normalizer: float | Tensor | None = None, shift_labels: bool = False,
 ) -> Tensor:  # fmt: skip
+    given = isinstance(token_weight, Tensor)
+    if shift_labels:
+        target = shifted(target, ignore_index)
+        token_weight = shifted(token_weight, 0.0) if given else token_weight
     z = input.to(torch.promote_types(input.dtype, torch.float32)) * logit_scale
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
-    weight = None if weight is None else weight.to(z.dtype)
+    weight, valid = None if weight is None else weight.to(z.dtype), target != ignore_index
+    options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": "none"}
     loss = torch.nn.functional.cross_entropy(
-        z,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction="none",
+        z, target, weight, label_smoothing=label_smoothing, **options
     )
-    valid = target != ignore_index
     loss = loss + torch.where(valid, z_loss * z.logsumexp(dim=-1).square(), 0.0)
+    count = valid if weight is None else valid * weight[target.where(valid, 0)]
+    if given:
+        loss, count = loss * token_weight, count * token_weight
+    elif token_weight:
+        loss = loss * torch.exp(-torch.nn.functional.cross_entropy(z, target, **options)).detach()
     if reduction == "mean":
-        count = valid if weight is None else valid * weight[target.where(valid, 0)]
-        return loss.sum() / torch.where(valid.any(), count.sum(), 1)
+        total = torch.where(valid.any(), count.sum(), 1) if normalizer is None else normalizer
+        return loss.sum() / total
     return loss.sum() if reduction == "sum" else loss
-
-
-class CrossEntropyFunction(torch.autograd.Function):
-    """Per-row losses [M]; the reduction is left to torch."""
-
-    @staticmethod
-    def forward(ctx, x, target, weight, settings):
-        rows = row_loss_fwd(x, target, weight, settings)
-        ctx.save_for_backward(x, target, weight, rows.lse, rows.rest)
-        ctx.settings = settings
-        return rows.loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, target, weight, lse, rest = ctx.saved_tensors
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        row_loss_bwd(x, target, weight, ctx.settings, Rows(g, lse, rest), dx, g)
-        return dx, None, None, None
-
-
-class InplaceCrossEntropyFunction(torch.autograd.Function):
-    """Scalar loss sum(loss) * scale; the logits become their gradient in the forward."""
-
-    @staticmethod
-    def forward(ctx, x, target, weight, scale, settings):
-        # fp16 gradients of a mean underflow: they stay those of the sum until the backward, which
-        # knows the loss scale
-        half = x.dtype == torch.float16
-        g = torch.ones_like(scale) if half else scale
-        rows = row_loss_fwd(x, target, weight, settings, dx=x, g=g)
-        ctx.save_for_backward(scale if half else None)
-        torch.autograd.graph.increment_version(x)
-        ctx.dx = x.detach()
-        return rows.loss.sum() * scale
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        if ctx.dx is None:
-            raise RuntimeError(
-                "cross_entropy(inplace=True): the gradient was handed out by the first backward"
-            )
-        dx, ctx.dx = ctx.dx, None
-        (scale,) = ctx.saved_tensors
-        g = g if scale is None else g * scale
-        return scale_(dx, g), None, None, None, None
 
 
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     reduction: str = "mean", label_smoothing: float = 0.0, z_loss: float = 0.0,
     softcap: float | None = None, logit_scale: float = 1.0,
-    inplace: bool = False,
+    token_weight: Tensor | str | None = None, normalizer: float | Tensor | None = None,
+    shift_labels: bool = False, inplace: bool = False,
 ) -> Tensor:  # fmt: skip
     """Cross entropy between logits and class indices, as `torch.nn.functional.cross_entropy`.
 
@@ -105,12 +68,22 @@ def cross_entropy(
         target: class indices, [], [M] or [M, d1, ...], int64 or int32.
         weight: [V], a factor for each class, or None.
         ignore_index: targets that do not count; their logits are not read and get a zero gradient.
-        reduction: "none", "sum", or "mean" over the (weights of the) targets that count; 0 where
-            none counts.
+        reduction: "none", "sum", or "mean", which divides by the number, or the sum of the weights,
+            of the targets that count; 0 where none does.
         label_smoothing: s in [0, 1].
         z_loss: factor of lse^2.
         softcap: bound of the logits, or None.
         logit_scale: factor of the logits, before the softcap.
+        token_weight: what multiplies the loss of each target, a tensor in its shape without
+            gradient; "mean" divides by the sum of these weights, times those of classes. Or
+            "probability": that of the target, a constant that "mean" does not divide by (dynamic
+            fine-tuning). None for 1.
+        normalizer: what "mean" divides by instead, e.g. the number of tokens in all accumulated
+            batches; no gradient.
+        shift_labels: `target` holds the labels of the input's own positions, along its last
+            dimension, and position t predicts target[..., t + 1]; the last one does not count. A
+            `token_weight` goes with its label. Logits [B, T, V] of a language model are passed as
+            logits.transpose(1, 2), which copies nothing.
         inplace: hand `input` over: where it is contiguous its memory becomes its gradient, already
             in the forward, and is what later reads of it see. For "mean" and "sum"; a graph that
             saved `input` before, and a second backward, raise. An upstream gradient other than 1
@@ -120,39 +93,74 @@ def cross_entropy(
         fp32 (fp64 for float64 logits), a scalar or the shape of `target`. A target out of range
         gives NaN.
 
+    Peak memory of forward and backward beside M rows of logits of b bytes an element: M V b + 16 M,
+    12 M with `inplace`.
+
     Raises:
-        ValueError: shapes, devices or numbers that do not fit; `inplace` on a leaf or with "none".
+        ValueError: shapes, devices or numbers that do not fit; weights that require a gradient;
+            `inplace` on a leaf or with "none"; when debugging (`liger_core.debug`) a target out of
+            range.
         TypeError: dtypes that do not fit; probabilities as targets.
 
-    Source: torch.nn.functional.cross_entropy; z-loss: arXiv:2204.02311.
+    Source: torch.nn.functional.cross_entropy; z-loss: arXiv:2204.02311; dynamic fine-tuning:
+    arXiv:2508.05629.
     """
+    return _cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction,
+        label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap, logit_scale=logit_scale,
+        token_weight=token_weight, normalizer=normalizer, shift_labels=shift_labels,
+        inplace=inplace,
+    )[0]  # fmt: skip
+
+
+def cross_entropy_with_metrics(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any
+) -> CrossEntropyMetrics:
+    """`cross_entropy`, and what training logs of it, from the same reading of the logits.
+
+    Args:
+        input, target, weight: as in `cross_entropy`.
+        options: its keyword arguments.
+
+    Returns:
+        `CrossEntropyMetrics`, of which `loss` alone has a gradient: the loss and the z-loss in it,
+        log-probability of the target, lse and argmax of each token, the accuracy and the number of
+        the tokens that count. The device is not waited for.
+
+    Peak memory: that of `cross_entropy` and 12 bytes a row more.
+
+    Raises:
+        ValueError, TypeError: as `cross_entropy`.
+    """
+    return metrics_of(*_cross_entropy(input, target, weight, metrics=True, **options))
+
+
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, *, metrics: bool = False,
+    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+    z_loss: float = 0.0, softcap: float | None = None, logit_scale: float = 1.0,
+    token_weight: Tensor | str | None = None, normalizer: float | Tensor | None = None,
+    shift_labels: bool = False, inplace: bool = False,
+) -> tuple[Tensor, Tokens, Settings, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The loss, and what `metrics_of` makes its metrics of."""
+    name = "cross_entropy"
     settings = Settings(
         ignore_index, float(label_smoothing), float(z_loss), softcap, float(logit_scale)
     )
-    check_loss(
-        "cross_entropy",
-        target,
-        weight,
-        reduction,
-        settings,
-        input.shape[min(input.ndim - 1, 1)],
-        input.device,
-    )
+    V = input.shape[min(input.ndim - 1, 1)] if input.ndim else 0
+    check_loss(name, target, weight, reduction, normalizer, settings, V, input.device)
     if input.ndim < 1 or target.shape != input.shape[:1] * (input.ndim > 1) + input.shape[2:]:
         raise ValueError(
-            f"cross_entropy: input {tuple(input.shape)} and target {tuple(target.shape)} do not fit"
+            f"{name}: input {tuple(input.shape)} and target {tuple(target.shape)} do not fit"
         )
     if not input.is_floating_point():
-        raise TypeError(f"cross_entropy: input {input.dtype} must be floating point")
-    V = input.shape[min(input.ndim - 1, 1)]
-    x = input.movedim(1, -1).reshape(-1, V) if input.ndim > 1 else input[None]
-    flat, weight = target.reshape(-1).contiguous(), None if weight is None else weight.contiguous()
+        raise TypeError(f"{name}: input {input.dtype} must be floating point")
+    weight = None if weight is None else weight.contiguous()
     dtype = torch.promote_types(input.dtype, torch.float32)
-    scale = (
-        mean_scale(flat, weight, ignore_index, None, dtype)
-        if reduction == "mean"
-        else torch.ones((), dtype=dtype, device=x.device)
+    tokens = tokens_of(
+        name, target, weight, token_weight, reduction, normalizer, shift_labels, ignore_index, dtype
     )
+    x = input.movedim(1, -1).reshape(-1, V) if input.ndim > 1 else input[None]
     if inplace:
         _check_inplace(input, reduction)
         if (
@@ -161,10 +169,13 @@ def cross_entropy(
             and x.is_contiguous()
             and not torch.compiler.is_compiling()
         ):
-            return InplaceCrossEntropyFunction.apply(x, flat, weight, scale, settings)
+            loss, *found = InplaceCrossEntropyFunction.apply(x, tokens, weight, settings, metrics)
+            return loss, tokens, settings, *found
     x = x if x.stride(-1) == 1 else x.contiguous()
-    loss = CrossEntropyFunction.apply(x, flat, weight, settings)
-    return loss.reshape(target.shape) if reduction == "none" else loss.sum() * scale
+    losses, *found = CrossEntropyFunction.apply(
+        x, tokens.target, weight, settings, metrics, tokens.by_probability
+    )
+    return tokens.reduced(losses, found[1]), tokens, settings, *found
 
 
 def _check_inplace(input: Tensor, reduction: str) -> None:
@@ -182,7 +193,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def __init__(
         self, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
-        *, z_loss=0.0, softcap=None, logit_scale=1.0, inplace=False,
+        *, z_loss=0.0, softcap=None, logit_scale=1.0, shift_labels=False, inplace=False,
     ):  # fmt: skip
         super().__init__(
             weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
@@ -191,13 +202,18 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             "z_loss": z_loss,
             "softcap": softcap,
             "logit_scale": logit_scale,
+            "shift_labels": shift_labels,
             "inplace": inplace,
         }
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor, normalizer: float | Tensor | None = None,
+        token_weight: Tensor | str | None = None,
+    ) -> Tensor:  # fmt: skip
         return cross_entropy(
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
-            label_smoothing=self.label_smoothing, **self.options,
+            label_smoothing=self.label_smoothing, normalizer=normalizer, token_weight=token_weight,
+            **self.options,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

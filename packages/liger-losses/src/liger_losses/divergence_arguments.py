@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import mean_scale
+from .arguments import check_frozen, mean_scale
 from .divergence_torch import Divergence
 
 __all__ = [
-    "check_beta", "check_divergence", "check_frozen", "check_heads", "check_labels",
+    "check_beta", "check_divergence", "check_heads", "check_labels",
     "check_options", "check_student", "check_top_k", "divergence_scale",
 ]  # fmt: skip
 
@@ -99,15 +99,6 @@ def check_beta(name: str, beta: float) -> str:
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"{name}: beta must be in [0, 1], got {beta}")
     return {0.0: "kl", 1.0: "reverse_kl"}.get(beta, "jsd")
-
-
-def check_frozen(name: str, **tensors: Tensor | None) -> None:
-    """Raises for a tensor that requires a gradient, which it does not get."""
-    for what, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name}: {what} {tuple(tensor.shape)} requires a gradient and gets none; detach it"
-            )
 
 
 def check_student(name: str, x: Tensor, W: Tensor, b: Tensor | None, what: str = "student") -> None:

@@ -3,9 +3,9 @@ the backward.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.kernels import as_rows, scale_
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .divergence_kernels import Divergence, divergence_bwd, divergence_fwd
 

@@ -15,15 +15,15 @@ is 0, whatever the other logarithm. Losses and sums are fp32 (fp64 for fp64 inpu
     stats [M, 5]: of x, then of p, the maximum and log2(sum_j 2^(log2(e) / T (x_j - maximum))), and
     sum_i d_i
 
-Logarithms are of base 2 inside. log m is that of the larger of p and q plus log2(1 - w (1 - e)),
-e the smaller over the larger and w its weight, so equal rows give 0.
+Logarithms are of base 2 inside. With e the smaller of p and q over the larger and w its weight,
+t = 1 - w (1 - e), the JSD of a class is -larger (t log t - w e log e), so equal rows give 0.
 
 Source: torch.nn.functional.kl_div; generalised JSD: arXiv:2306.13649.
 """
 
 import torch
 from liger_core.device import use_kernels
-from liger_core.kernels import ceil_div, power_of_2
+from liger_core.kernels import ceil_div, log2, power_of_2
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -99,19 +99,19 @@ def _normalisers(X, P, V, unit, acc: tl.constexpr, BLOCK_V: tl.constexpr):
 @triton.jit
 def _mixture(u, v, beta):
     """(loss, d, q) of the JSD."""
-    # of equal ones, be they -inf
-    d = tl.where(u == v, 0.0, v - u)
+    # finite logarithms, so that a probability of 0 times one of them is 0
+    u = tl.maximum(u, -1e30)
+    v = tl.maximum(v, -1e30)
+    d = v - u
+    more = d > 0
     e = tl.exp2(-tl.abs(d))
     top = tl.exp2(tl.maximum(u, v))
-    low = top * e
-    more = d > 0
-    p = tl.where(more, top, low)
-    q = tl.where(more, low, top)
-    log_m = tl.log2(1.0 - tl.where(more, 1.0 - beta, beta) * (1.0 - e))
-    student = (1.0 - beta) * q * (tl.minimum(-d, 0.0) - log_m)
-    teacher = beta * p * (tl.minimum(d, 0.0) - log_m)
-    student = tl.where(q == 0.0, 0.0, student)
-    return student + tl.where(p == 0.0, 0.0, teacher), student * LN_OF_2, q
+    w = tl.where(more, 1.0 - beta, beta)
+    t = 1.0 - w * (1.0 - e)
+    log_t = log2(t)
+    q = tl.where(more, e, 1.0) * top
+    student = (1.0 - beta) * LN_OF_2 * q * (tl.minimum(-d, 0.0) - log_t)
+    return -top * (t * log_t + w * e * tl.abs(d)), student, q
 
 
 @triton.jit

@@ -9,8 +9,8 @@ the forward cannot know, runs the loop again. Nothing here writes an argument.
 from collections.abc import Callable
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .chunk_loop import Grads, grad_dtype
 from .cosine_rows import cosine_fwd

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import autocast, is_static
+from .arguments import autocast, check_range, is_static
 from .divergence import divergence_ref
 from .divergence_arguments import (
     check_beta,
@@ -77,6 +77,8 @@ def _linear_divergence(
         x, W, b = autocast(x, W, b)
         check_student(name, x, W, b)
         check_top_k(name, x, tx, ids)
+        # an entry of probability 0 may have any id
+        check_range(name, ids.where(tx.exp() != 0, 0), len(W), None, "target_ids")
         check_labels(name, labels, x)
     else:
         x, W, b, tx, tW, tb = autocast(x, W, b, tx, tW, tb)

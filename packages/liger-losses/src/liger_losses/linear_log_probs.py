@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_target, is_static
+from .arguments import autocast, check_head, check_range, check_target, is_static
 from .log_probs import LogProbs, log_probs_ref, named, wanted
 from .stats_op import head_stats
 
@@ -76,6 +76,7 @@ def linear_log_probs(
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_head(name, input, linear_weight, target, linear_bias)
     check_target(name, target, softcap, logit_scale, input.device)
+    check_range(name, target, len(linear_weight), ignore_index)
     want = wanted(name, statistics)
     x, flat = input.reshape(-1, linear_weight.shape[1]), target.reshape(-1).contiguous()
     grad = torch.is_grad_enabled()

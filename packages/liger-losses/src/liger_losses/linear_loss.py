@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .arguments import autocast, check_head, check_target
+from .arguments import autocast, check_head, check_range, check_target
 from .chunk_loop import Chunks, Grads
 from .handed_out import hand_out
 from .linear_log_probs import linear_log_probs
@@ -87,6 +87,7 @@ def linear_loss(
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_head(name, input, linear_weight, target, linear_bias)
     check_target(name, target, softcap, logit_scale, input.device)
+    check_range(name, target, len(linear_weight), ignore_index)
     if target.ndim == 0:
         raise ValueError(f"{name}: target must have a dimension of tokens or groups")
     for t in extras:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from liger_core.autograd import once_differentiable
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .arguments import check_target
+from .arguments import check_range, check_target
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
 __all__ = ["LogProbs", "log_probs", "log_probs_ref", "named", "wanted"]
@@ -123,6 +123,7 @@ def log_probs(
     if not input.is_floating_point():
         raise TypeError(f"{name}: input {input.dtype} must be floating point")
     check_target(name, target, softcap, logit_scale, input.device)
+    check_range(name, target, input.shape[-1], ignore_index)
     want = wanted(name, statistics)
     x = input.reshape(-1, input.shape[-1])
     x = x if x.stride(-1) == 1 else x.contiguous()

@@ -6,8 +6,9 @@
 for target t, class weights w (1 by default) and label smoothing s. Losses and sums are fp32 (fp64
 for fp64 logits). `row_loss_torch` is the same where there is no Triton.
 
-    x [M, V] logits; target [M]; loss, lse, rest [M]
-    p_j = exp(z_j - lse);  rest = 1 - p_t, summed without p_t so that it keeps its digits
+    x [M, V] logits; target, loss and statistics [M]: lse, log_prob = z_t - lse, argmax of z and
+    rest = 1 - p_t, summed without p_t so that it keeps its digits
+    p_j = exp(z_j - lse)
     k = (1 - s) * w_t + s * mean(w) + 2 * z_loss * lse
     dz_j = p_j * k - s / V * w_j for j != t
     dz_t = k - (1 - s) * w_t - s / V * w_t - rest * k
@@ -22,106 +23,15 @@ smoothing: arXiv:1512.00567.
 
 import torch
 from liger_core.device import use_kernels
-from liger_core.kernels import ceil_div, power_of_2, tanh
+from liger_core.kernels import ceil_div, power_of_2
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .row_loss_torch import Rows, Settings, row_loss_bwd_torch, row_loss_fwd_torch
+from .row_loss_torch import Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch
+from .row_tiles import LOG2_E, _is_edge, _load, _statistics, _unit
 
-__all__ = ["Rows", "Settings", "row_loss_bwd", "row_loss_fwd"]
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _load(X, cols, V, softcap, logit_scale, acc: tl.constexpr, EDGE: tl.constexpr):
-    """A tile of logits x, or of capped logits and their slope dz/dx; -inf beyond the row, which
-    only an EDGE tile reaches.
-    """
-    if EDGE:
-        y = tl.load(X + cols, mask=(cols >= 0) & (cols < V), other=float("-inf")).to(acc)
-    else:
-        y = tl.load(X + cols).to(acc)
-    slope = logit_scale
-    if softcap is not None:
-        t = tanh(y * logit_scale / softcap)
-        y = softcap * t
-        if EDGE:
-            y = tl.where((cols >= 0) & (cols < V), y, float("-inf"))
-        slope = logit_scale * (1.0 - t * t)
-    return y, slope
-
-
-@triton.jit
-def _unit(softcap, logit_scale):
-    """z of what `_load` returns: y * unit. Maxima are taken of y, so the scale costs nothing an
-    element.
-    """
-    unit = logit_scale
-    if softcap is not None:
-        unit = tl.cast(1.0, logit_scale.dtype)
-    return unit
-
-
-@triton.jit
-def _finite(m):
-    """A reference for exp2(u - m) that keeps a sum over nothing but -inf at zero."""
-    return tl.where(m == float("-inf"), 0.0, m)
-
-
-@triton.jit
-def _ratio(a, b, unit):
-    """e^(unit * (a - b)) for a <= b to an ulp or two: a - b and its product with log2(e) round by
-    more, so what they lose is added, and ln(2) is taken in two parts.
-    """
-    a = tl.maximum(a, b - 1100.0)
-    d = a - b
-    lost = (a - (d - (d - a))) - (b + (d - a))
-    n = tl.floor(d * unit * LOG2_E)
-    rest = (d * unit - n * 0.693359375) + (n * 0.00021219444005469057 + lost * unit)
-    return tl.exp2(n) * tl.exp2(rest * LOG2_E)
-
-
-@triton.jit
-def _accumulate(
-    X,
-    WEIGHT,
-    cols,
-    target,
-    V,
-    m,
-    sum,
-    sum_wy,
-    unit,
-    label_smoothing,
-    softcap,
-    logit_scale,
-    EDGE: tl.constexpr,
-):
-    """Online maximum and sum of 2^(unit log2(e) (y - m)) over each group of eight; an EDGE tile may
-    hold the target.
-    """
-    y, _ = _load(X, cols, V, softcap, logit_scale, m.dtype, EDGE)
-    if label_smoothing is not None:
-        w_y = tl.where(cols < V, y, 0.0) if EDGE else y
-        if WEIGHT is not None:
-            w_y *= tl.load(WEIGHT + cols, mask=cols < V, other=0.0).to(m.dtype)
-        sum_wy += tl.sum(w_y, axis=1)
-    if EDGE:
-        y = tl.where(cols == target, float("-inf"), y)
-    m_new = tl.maximum(m, tl.max(y, axis=1))
-    reference = _finite(m_new) * unit * LOG2_E
-    sum *= tl.exp2(m * unit * LOG2_E - reference)
-    sum += tl.sum(tl.exp2(y * (unit * LOG2_E) - reference[:, None]), axis=1)
-    return m_new, sum, sum_wy
-
-
-@triton.jit
-def _is_edge(start, target, V, BLOCK_V: tl.constexpr):
-    """Whether the tile at `start` reaches beyond the row or holds the target."""
-    return (start + BLOCK_V > V) | ((target >= start) & (target < start + BLOCK_V))
+__all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd"]
 
 
 @triton.jit
@@ -177,41 +87,6 @@ def _gradient(
 
 
 @triton.jit
-def _statistics(
-    X, WEIGHT, target, V, label_smoothing, softcap, logit_scale,
-    acc: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """lse, rest, the target's z (NaN if out of range) and sum_j w_j z_j of a row."""
-    # groups of eight classes belong to one thread: no exchange between threads in the loop
-    cols = tl.arange(0, BLOCK_V // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    m = tl.full((BLOCK_V // 8,), float("-inf"), acc)
-    sum = tl.zeros((BLOCK_V // 8,), acc)
-    sum_wy = tl.zeros((BLOCK_V // 8,), acc)
-    unit = _unit(softcap, logit_scale)
-    for start in range(0, V, BLOCK_V):
-        if _is_edge(start, target, V, BLOCK_V):
-            m, sum, sum_wy = _accumulate(
-                X, WEIGHT, start + cols, target, V, m, sum, sum_wy, unit,
-                label_smoothing, softcap, logit_scale, EDGE=True,
-            )  # fmt: skip
-        else:
-            m, sum, sum_wy = _accumulate(
-                X, WEIGHT, start + cols, target, V, m, sum, sum_wy, unit,
-                label_smoothing, softcap, logit_scale, EDGE=False,
-            )  # fmt: skip
-    top = tl.max(m, axis=0)
-    others = tl.sum(sum * tl.exp2((m - _finite(top)) * unit * LOG2_E), axis=0)
-
-    y_t, _ = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
-    y_t = tl.where((target >= 0) & (target < V), y_t, float("nan"))
-    reference = _finite(tl.maximum(top, y_t))
-    others *= _ratio(top, reference, unit)
-    total = others + tl.exp2((y_t - reference) * unit * LOG2_E)
-    lse = reference * unit + tl.log2(total) * LN_2
-    return lse, others / total, y_t * unit, tl.sum(sum_wy, axis=0) * unit
-
-
-@triton.jit
 def _weights(WEIGHT, MEAN_WEIGHT, target, V, acc: tl.constexpr):
     """The weight of the target and the mean weight, 1 without weights."""
     w_t = tl.full((), 1.0, acc)
@@ -223,9 +98,23 @@ def _weights(WEIGHT, MEAN_WEIGHT, target, V, acc: tl.constexpr):
 
 
 @triton.jit
+def _store(
+    loss, lse, rest, log_prob, argmax, row, LOSS, LSE, REST, LOG_PROB, ARGMAX
+):  # fmt: skip
+    tl.store(LOSS + row, loss)
+    tl.store(LSE + row, lse)
+    tl.store(REST + row, rest)
+    if LOG_PROB is not None:
+        tl.store(LOG_PROB + row, log_prob)
+    if ARGMAX is not None:
+        tl.store(ARGMAX + row, argmax)
+
+
+@triton.jit
 def _row_loss_fwd_kernel(
-    X, TARGET, WEIGHT, MEAN_WEIGHT, LOSS, LSE, REST, DX, G, stride_x, stride_dx, V, ignore_index,
-    label_smoothing, z_loss, softcap, logit_scale, BLOCK_V: tl.constexpr,
+    X, TARGET, WEIGHT, MEAN_WEIGHT, LOSS, LSE, REST, LOG_PROB, ARGMAX, DX, G,
+    stride_x, stride_dx, stride_g, V, ignore_index, label_smoothing, z_loss, softcap, logit_scale,
+    BY_PROBABILITY: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = LOSS.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -239,31 +128,31 @@ def _row_loss_fwd_kernel(
         DX += row * stride_dx
 
     if target == ignore_index:
-        tl.store(LOSS + row, 0.0)
-        tl.store(LSE + row, 0.0)
-        tl.store(REST + row, 0.0)
+        _store(0.0, 0.0, 0.0, 0.0, -1, row, LOSS, LSE, REST, LOG_PROB, ARGMAX)
         if DX is not None:
             for start in range(0, V, BLOCK_V):
                 zeros = tl.zeros((BLOCK_V,), DX.dtype.element_ty)
                 tl.store(DX + start + cols, zeros, mask=start + cols < V)
         return
 
-    lse, rest, z_t, wz = _statistics(
-        X, WEIGHT, target, V, label_smoothing, softcap, logit_scale, acc, BLOCK_V
-    )
+    lse, rest, log_prob, wz, argmax = _statistics(
+        X, WEIGHT, target, V, label_smoothing, softcap, logit_scale, acc, ARGMAX is not None,
+        BLOCK_V,
+    )  # fmt: skip
     w_t, mean_weight = _weights(WEIGHT, MEAN_WEIGHT, target, V, acc)
-    loss = w_t * (lse - z_t)
+    # a difference, so that nothing costs 0 and not -0
+    loss = w_t * (0.0 - log_prob)
     if label_smoothing is not None:
         smooth = tl.cast(label_smoothing, acc)
         loss = (1.0 - smooth) * loss + smooth * (mean_weight * lse - wz / V)
     if z_loss is not None:
         loss += tl.cast(z_loss, acc) * lse * lse
-    tl.store(LOSS + row, loss)
-    tl.store(LSE + row, lse)
-    tl.store(REST + row, rest)
+    _store(loss, lse, rest, log_prob, argmax, row, LOSS, LSE, REST, LOG_PROB, ARGMAX)
 
     if DX is not None:
-        g = tl.load(G).to(acc)
+        g = tl.load(G + row * stride_g).to(acc)
+        if BY_PROBABILITY:
+            g *= tl.exp2(log_prob * LOG2_E)
         # last tile first: it is the one most likely still in the cache
         for back in range(0, V, BLOCK_V):
             start = (V - 1) // BLOCK_V * BLOCK_V - back
@@ -327,43 +216,34 @@ def _runtime(settings: Settings) -> tuple[float | None, ...]:
 
 
 def row_loss_fwd(
-    x: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    settings: Settings,
-    dx: Tensor | None = None,
-    g: Tensor | None = None,
-) -> Rows:
-    """Loss and statistics of each row of x [M, V]; with `dx` [M, V] also the gradient of sum(loss)
-    * g, g a 0-d tensor.
+    x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, dx: Tensor | None = None,
+    g: Tensor | None = None, metrics: bool = False, by_probability: bool = False,
+) -> Rows:  # fmt: skip
+    """Loss and statistics of each row of x [M, V]; with `dx` [M, V], which may be x, also the
+    gradient of sum(loss * g), g [M] or 0-d, times the probability of the target `by_probability`.
 
-    `dx` may be x itself.
+    log_prob is there for `metrics` and `by_probability`, argmax for `metrics`.
     """
     if not use_kernels(x):
-        return row_loss_fwd_torch(x, target, weight, settings, dx, g)
+        return row_loss_fwd_torch(x, target, weight, settings, dx, g, metrics, by_probability)
     M, V = x.shape
     acc = torch.promote_types(x.dtype, torch.float32)
-    rows = Rows(*(torch.empty(M, dtype=acc, device=x.device) for _ in range(3)))
+    rows = empty_rows(M, x, metrics, by_probability)
     if M:
         block_v, warps = _config(V, dx is not None)
         launch(
             _row_loss_fwd_kernel, (M,),
             x, target, weight, _mean(weight, acc), *rows, dx, g,
-            x.stride(0), 0 if dx is None else dx.stride(0), V,
-            *_runtime(settings), num_warps=warps, BLOCK_V=block_v,
+            x.stride(0), 0 if dx is None else dx.stride(0), _stride(g), V, *_runtime(settings),
+            num_warps=warps, BY_PROBABILITY=by_probability and dx is not None, BLOCK_V=block_v,
         )  # fmt: skip
     return rows
 
 
 def row_loss_bwd(
-    x: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    settings: Settings,
-    rows: Rows,
-    dx: Tensor,
+    x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, rows: Rows, dx: Tensor,
     g: Tensor,
-) -> None:
+) -> None:  # fmt: skip
     """Writes the gradient of sum(loss * g) into dx [M, V], which may be x; g is [M] or 0-d."""
     if not use_kernels(x):
         return row_loss_bwd_torch(x, target, weight, settings, rows, dx, g)
@@ -373,7 +253,7 @@ def row_loss_bwd(
         launch(
             _row_loss_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, weight, _mean(weight, rows.lse.dtype), rows.lse, rows.rest, dx, g,
-            x.stride(0), dx.stride(0), g.stride(0) if g.ndim else 0, V,
+            x.stride(0), dx.stride(0), _stride(g), V,
             *_runtime(settings), num_warps=8, BLOCK_V=block_v,
         )  # fmt: skip
     return None
@@ -381,3 +261,7 @@ def row_loss_bwd(
 
 def _mean(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if weight is None else weight.mean(dtype=dtype)
+
+
+def _stride(g: Tensor | None) -> int:
+    return g.stride(0) if g is not None and g.ndim else 0

@@ -46,7 +46,7 @@ def make_case(spec: Any, row: Row, inputs: Inputs, device: torch.device) -> Case
     for name in leaves:
         exact[name].requires_grad_()
     with torch.set_grad_enabled(row.grad):
-        outputs = _tensors(spec.ref(**exact, **row.options))
+        outputs = _tensors(row.counted(spec.ref(**exact, **row.options)))
     dtype = next(x.dtype for x in inputs.values() if x.is_floating_point())
     dys = [torch.randn_like(y).to(dtype) if y.ndim else None for y in outputs]
     gradients = {}

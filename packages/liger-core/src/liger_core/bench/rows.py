@@ -33,6 +33,7 @@ class Row:
         flops: shape -> floating-point operations of a full pass, for an op bound by them.
         edit: changes the fresh inputs in place.
         frozen: inputs without a gradient.
+        outputs: which of the op's outputs count, none: all; peers return these alone.
         grad: False runs the forward alone, under no_grad.
         inplace: the op writes its inputs; it gets views of them, restored before each run.
         graph: whether to measure `gpu`.
@@ -52,6 +53,7 @@ class Row:
     flops: Callable[..., int] | None = None
     edit: Callable[[Inputs], None] | None = None
     frozen: tuple[str, ...] = ()
+    outputs: tuple[int, ...] = ()
     grad: bool = True
     inplace: bool = False
     graph: bool = True
@@ -61,6 +63,10 @@ class Row:
     @property
     def title(self) -> str:
         return self.name or self.op
+
+    def counted(self, outputs: Any) -> Any:
+        """Those outputs of the op, or of its reference, that count."""
+        return tuple(outputs[i] for i in self.outputs) if self.outputs else outputs
 
 
 @dataclass(frozen=True)
