@@ -7,14 +7,9 @@ import liger_hf
 import pytest
 import torch
 import zoo
-from families import assert_same_objects, build, snapshot, tokens
+from families import assert_same_objects, build, only_row, snapshot, tokens
 from torch import nn
 from torch.nn import functional as F
-
-
-def only_row(module, part):
-    (row,) = [row for row in liger_hf.report(module).rows if row.part == part]
-    return row
 
 
 class Norm(nn.Module):
@@ -244,6 +239,19 @@ def test_gate_of_experts_runs_on_the_op(name, monkeypatch):
     assert_same_objects(model, before)
 
 
+def test_compiled_model():
+    """Norms, experts and rotations that the families of test_training do not have."""
+    model, batch = zoo.tiny("causal-lm", "gpt_oss"), tokens()
+    model.model.layers = model.model.layers[:1]
+    expected = model(input_ids=batch, labels=batch).loss
+    liger_hf.apply(model)
+    torch._dynamo.reset()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = run(input_ids=batch, labels=batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0.0)
+
+
 def test_explain_prints_forms_with_numbers(capsys):
     model = build("qwen3")
     before = snapshot(model)
@@ -253,49 +261,3 @@ def test_explain_prints_forms_with_numbers(capsys):
     (line,) = [line for line in text.splitlines() if line.startswith("model.norm ")]
     assert "  rms_norm cast=before " in line
     assert "  difference 0.0e+00, epsilon 1e-06  liger_norms.rms_norm" in line
-
-
-def attention(rotation, parameters="q, k, cos, sin, unsqueeze_dim=1"):
-    """A module whose forward reaches a rotary function as a global."""
-    names = [p.split("=")[0].strip() for p in parameters.split(",")]
-    code = f"""
-def apply_rotary({parameters}):
-    return rotation({", ".join(names)})
-
-class Attention(nn.Module):
-    def forward(self, q, k, cos, sin):
-        return apply_rotary(q, k, cos, sin)
-"""
-    scope = {"nn": nn, "rotation": rotation}
-    exec(code, scope)
-    return scope["Attention"]()
-
-
-def turned(x, cos, sin, sign=1.0):
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + sign * torch.cat((-second, first), dim=-1) * sin
-
-
-@pytest.mark.parametrize(("sign", "form"), [(1, "rope half"), (-1, "rope half, opposite angle")])
-def test_rotation(sign, form):
-    layer = attention(
-        lambda q, k, cos, sin, d: tuple(
-            turned(x, cos.unsqueeze(d), sin.unsqueeze(d), sign) for x in (q, k)
-        )
-    )
-    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 1, 5, 8)
-    cos, sin = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    expected = layer(q, k, cos, sin)
-    (row,) = liger_hf.apply(layer, loss=False).rows
-    assert row.form == form
-    torch.testing.assert_close(layer(q, k, cos, sin), expected)
-
-
-def test_unknown_rotations_are_refused():
-    def scaled(q, k, cos, sin, d):
-        return tuple(1.01 * turned(x, cos.unsqueeze(d), sin.unsqueeze(d)) for x in (q, k))
-
-    row = only_row(attention(scaled), "rope")
-    assert "apply_rotary is none of the rotations; closest is rope half, relative" in row.reason
-    row = only_row(attention(scaled, "q, k, cos, sin, offset=1"), "rope")
-    assert row.reason == "apply_rotary takes (q, k, cos, sin, offset)"

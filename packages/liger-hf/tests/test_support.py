@@ -44,7 +44,17 @@ def ids(key):
 @pytest.mark.parametrize("key", sample(list(FOUND), every=9), ids=ids)
 def test_table_is_current(key):
     """Run `nox -s support` where this fails, and read the difference."""
-    assert support.inspect(*key) == FOUND[key]
+    found = support.inspect(*key)
+    if "error" not in found and "Error: " in FOUND[key].get("error", ""):
+        pytest.skip("could not be built where the table was made")
+    assert found == FOUND[key]
+
+
+@pytest.mark.parametrize("key", sample(FULL, every=40), ids=ids)
+def test_parameters_are_not_read(key):
+    """What is found is the same in bf16, and on the meta device, where there are no values."""
+    model = zoo.tiny(*key).bfloat16().to("meta")
+    assert support.summary(model) == FOUND[key]
 
 
 def test_pages_are_generated():

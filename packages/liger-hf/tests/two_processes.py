@@ -9,7 +9,8 @@ from torch import distributed as dist, multiprocessing, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import liger_hf
-from families import assert_same_step, build, gradients, tokens
+import zoo
+from families import FAMILIES, assert_same_step, build, gradients, tokens
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -27,7 +28,7 @@ def ddp(patched: bool, **options: bool) -> tuple:
 def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    model = build(family)
+    model = build(family) if family in FAMILIES else zoo.tiny("causal-lm", family)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     if patch == "before":
         liger_hf.apply(model)
@@ -115,7 +116,7 @@ def work(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for options in ({}, {"static_graph": True}):
         assert_same_step(ddp(True, **options), ddp(False, **options))
-    for family, separate_head in (("llama", True), ("qwen2", False)):
+    for family, separate_head in (("llama", True), ("qwen2", False), ("qwen3_next", False)):
         expected, alone = fsdp(family, "", separate_head), one_rank(family, patched=True)
         for patch in ("before", "after"):
             actual = fsdp(family, patch, separate_head)

@@ -27,7 +27,7 @@ ERRORS = (
     (replace(statistics=lambda a: ("variance",)), ValueError, "statistics are"),
     (replace(softcap=lambda a: 0.0), ValueError, "softcap"),
     (replace(logit_scale=lambda a: -1.0), ValueError, "logit_scale"),
-    (replace(input=lambda a: a["input"].long()), TypeError, ""),
+    (replace(input=lambda a: a["input"].long()), TypeError, "input"),
 )
 HEAD_SKIPS = {
     "edge_one_row": "one row is too few for eager's rounding to be a fair measure",

@@ -5,6 +5,7 @@ import torch
 from liger_core.testing import Builder
 from liger_core.testing.running import device
 from liger_losses import linear_cross_entropy, linear_loss
+from torch.autograd.graph import saved_tensors_hooks
 
 ALL = ("entropy", "mean_logits", "squares", "argmax")
 
@@ -127,6 +128,20 @@ def test_nothing_frozen_nothing_formed():
         )  # fmt: skip
     assert not loss.requires_grad
     torch.testing.assert_close(loss, exact(leaves, target, weights)[0], rtol=1e-7, atol=1e-7)
+
+
+def test_hooks_see_what_is_kept():
+    """The graph in the forward is its own, and gone by its end."""
+    leaves, target = case(5, 4)
+    saved = []
+
+    def pack(t):
+        saved.append(t)
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        run_loss(leaves, target, new(seed=9).normal(5))
+    assert [t.shape for t in saved] == [(5 * 4, 8), *(t.shape for t in leaves[1:])]
 
 
 def nll(stats):

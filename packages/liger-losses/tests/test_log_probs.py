@@ -97,7 +97,7 @@ def test_masked_classes_and_hopeless_rows():
     assert gradient(log_probs, x, label, weights)[[0, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("label", [64, -1, 10**6])
+@pytest.mark.parametrize("label", [64, -1, 10**6, -(2**31) + 1])
 def test_label_out_of_range(label):
     """Its row is NaN and no memory beyond the row is touched."""
     x = new().normal(3, 64).requires_grad_()

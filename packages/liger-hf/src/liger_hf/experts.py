@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import batched_experts
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .mlp import LAYOUTS, PACKAGE, Form, forms
 from .patch import Patch
@@ -59,7 +60,7 @@ def _probe(module: nn.Module) -> Verdict:
     name = "_apply_gate" if _gated(module) else "forward"
     target: Any = _target(module)
     if not hasattr(type(module), "_apply_gate") or (target is module and name == "forward"):
-        return Verdict("", reason="computes its experts itself, not by transformers' interface")
+        return batched_experts.probe(module)
     implementation = _implementation(module)
     if implementation == "eager":
         return Verdict("", reason="experts_implementation is eager, set it to grouped_mm")
@@ -86,6 +87,8 @@ def _probe(module: nn.Module) -> Verdict:
 
 
 def _patch(module: nn.Module, row: Row, **options: Any) -> Patch:
+    if "gate_up" in options:
+        return batched_experts.BatchedPatch(module, row, **options)
     return GatePatch(_target(module), row, **options)
 
 

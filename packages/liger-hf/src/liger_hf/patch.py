@@ -119,14 +119,16 @@ def apply(
 
     Args:
         model: a `transformers.PreTrainedModel`, or a module that holds one (PEFT, DDP, FSDP2 and
-        compiled models do). norms: RMS and layer norms, with a gate or without, on `liger_norms`.
+            compiled models do).
+        norms: RMS and layer norms, with a gate or without, on `liger_norms`.
         mlp: gated and squared-ReLU MLPs, on `liger_activations`.
         moe: the gate of experts that go by transformers' experts interface, likewise; the products
-            beside it are torch's grouped GEMM.
-        rope: rotary embeddings in attention layers, on `liger_rope`. loss: in training with labels,
-        the loss is computed from hidden states on `liger_losses`, and `outputs.logits`
-            turns into real logits when something reads it. In evaluation and without labels logits
-            are real. A batch without a single label to learn gives 0, where transformers gives NaN.
+            beside it stay those of torch.
+        rope: rotary embeddings in attention layers, on `liger_rope`.
+        loss: in training with labels, the loss is computed from hidden states on `liger_losses`,
+            and `outputs.logits` turns into real logits when something reads it. In evaluation and
+            without labels logits are real. A batch without a single label to learn gives 0, where
+            transformers gives NaN.
 
     Returns:
         What was replaced and what was not, with the reasons; `print` it. A second call changes
@@ -137,9 +139,8 @@ def apply(
         ValueError: nothing could be replaced; the message holds the report.
     """
     with _lock:
-        return _apply(model, {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss})[
-            0
-        ]
+        flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
+        return _apply(model, flags)[0]
 
 
 def report(

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from .linear_loss import linear_loss as linear_loss
     from .log_probs import LogProbs as LogProbs, log_probs as log_probs
     from .tokens import CrossEntropyMetrics as CrossEntropyMetrics
+    from .vocab_parallel_cross_entropy import (
+        VocabParallelCrossEntropyLoss as VocabParallelCrossEntropyLoss,
+        vocab_parallel_cross_entropy as vocab_parallel_cross_entropy,
+    )
+    from .vocab_parallel_linear_cross_entropy import (
+        vocab_parallel_linear_cross_entropy as vocab_parallel_linear_cross_entropy,
+    )
 
 __version__ = "0.1.0"
 __all__ = lazy_exports(
@@ -48,5 +55,9 @@ __all__ = lazy_exports(
         "linear_loss": ("linear_loss",),
         "log_probs": ("LogProbs", "log_probs"),
         "tokens": ("CrossEntropyMetrics",),
+        "vocab_parallel_cross_entropy": (
+            "VocabParallelCrossEntropyLoss", "vocab_parallel_cross_entropy",
+        ),
+        "vocab_parallel_linear_cross_entropy": ("vocab_parallel_linear_cross_entropy",),
     },
 )  # fmt: skip

@@ -72,6 +72,7 @@ class Chunks:
         static: bool,
         index: Tensor | None = None,
         cuts: list[int] | None = None,
+        classes: int | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
         # one early look at the device; without it every token is computed
@@ -82,16 +83,17 @@ class Chunks:
         self.index = index if few else None
         self.M = target.numel() if self.index is None else self.index.numel()
         if cuts is None:
-            rows = Chunks.size(self.M, W, x, chunk_bytes)
+            # shards of a vocabulary must cut alike, whatever their number of classes
+            rows = Chunks.size(self.M, classes or W.shape[0], x, chunk_bytes)
             cuts = [*range(0, self.M, rows), self.M]
         # where each chunk begins, and the last one ends, among the rows that count
         self.cuts = cuts
         self.rows = max((b - a for a, b in pairwise(cuts)), default=0)
 
     @staticmethod
-    def size(M: int, W: Tensor, x: Tensor, chunk_bytes: int | None) -> int:
+    def size(M: int, V: int, x: Tensor, chunk_bytes: int | None) -> int:
         """Rows of a chunk of M in all."""
-        return max(_chunk_rows(M, W.shape[0], x.element_size(), use_kernels(x), chunk_bytes), 1)
+        return max(_chunk_rows(M, V, x.element_size(), use_kernels(x), chunk_bytes), 1)
 
     def grads(self, need: Sequence[bool]) -> Grads:
         """Buffers for the gradients that are needed."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from liger_core.kernels import power_of_2
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .arguments import is_static
 from .chunk_loop import Chunks, Grads
@@ -47,7 +48,7 @@ def runs_of(
         found: list[int] = valid.sum(1).tolist()
         if 64 * sum(found) <= 63 * flat.numel():
             counts, index = found, torch.nonzero_static(valid.reshape(-1), size=sum(found))[:, 0]
-    rows, largest = Chunks.size(sum(counts), W, x, chunk_bytes), max(counts, default=0)
+    rows, largest = Chunks.size(sum(counts), W.shape[0], x, chunk_bytes), max(counts, default=0)
     if largest > rows:
         if chunk_bytes is not None or largest * W.shape[0] * x.element_size() > WHOLE:
             return None
@@ -107,7 +108,8 @@ def loss_of_runs(
         stats = row_stats_fwd(buffer, labels, want, logits)
         part = _part(target, groups, where)
         leaves = part.leaves(stats, want)
-        with torch.enable_grad():
+        # no graph where nothing needs it; hooks around it, such as a checkpoint's, are for others
+        with torch.set_grad_enabled(any(need)), saved_tensors_hooks(_same, _same):
             losses, aux = function(leaves, *(t[part.which] for t in extras))
             total = sum_of_counted(losses, target[part.which], logits.ignore_index)
         loss += total.detach()
@@ -118,6 +120,10 @@ def loss_of_runs(
             chunks.add(grads, where, x, buffer, first)
             first = False
     return loss, grads, _whole(found, runs, target)
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
 
 
 def _part(target: Tensor, groups: tuple[int, int], where: slice | Tensor) -> Part:

@@ -15,7 +15,8 @@ there is no Triton.
 
 A label outside [0, V) that is not `ignore_index` touches no memory and makes its row's log_prob,
 and the row's gradient, NaN. The row of an ignored label is not read: its statistics and gradient
-are 0. The label `ELSEWHERE` is a class of another shard of the vocabulary: its logit here is -inf.
+are 0. The backward takes x as a shard of rows whose lse and rest it is given: there a label outside
+[0, V) is a class of another shard, and what makes its row NaN is a NaN lse.
 
 Source: derivatives of the softmax; the online sums follow Milakov and Gimelshein 2018,
 arXiv:1805.02867.
@@ -28,7 +29,7 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .row_stats_torch import ELSEWHERE, Logits, Stats, row_stats_bwd_torch, row_stats_fwd_torch
+from .row_stats_torch import Logits, Stats, row_stats_bwd_torch, row_stats_fwd_torch
 from .row_tiles import (
     LN_2,
     LOG2_E,
@@ -41,9 +42,7 @@ from .row_tiles import (
     _unit,
 )
 
-__all__ = ["ELSEWHERE", "Logits", "Stats", "row_stats_bwd", "row_stats_fwd"]
-
-_ELSEWHERE = tl.constexpr(ELSEWHERE)
+__all__ = ["Logits", "Stats", "row_stats_bwd", "row_stats_fwd"]
 
 
 @triton.jit
@@ -145,7 +144,7 @@ def _reduce(
 
     # and the target; out of range it makes all of its row NaN
     y_t, _ = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
-    y_t = tl.where((target >= 0) & (target < V) | (target == _ELSEWHERE), y_t, float("nan"))
+    y_t = tl.where((target >= 0) & (target < V), y_t, float("nan"))
     reference = _finite(tl.maximum(top, y_t))
     factor = _ratio(top, reference, unit)
     ey = (ey + tl.where(others == 0.0, 0.0, (top - reference) * others)) * factor

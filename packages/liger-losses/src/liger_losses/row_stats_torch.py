@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ELSEWHERE", "Logits", "Stats", "row_stats_bwd_torch", "row_stats_fwd_torch"]
-
-# the label of a row whose class is in another shard of the vocabulary
-ELSEWHERE = -(2**31) + 1
+__all__ = ["Logits", "Stats", "row_stats_bwd_torch", "row_stats_fwd_torch"]
 
 
 class Logits(NamedTuple):
@@ -50,13 +47,11 @@ def row_stats_fwd_torch(x: Tensor, target: Tensor, want: tuple[bool, ...], logit
     top = top.masked_fill(top == float("-inf"), 0.0)
     z0 = z - top
     e = z0.exp()
-    elsewhere = target == ELSEWHERE
-    own = e.gather(1, index)[:, 0].masked_fill(~in_range, float("nan")).masked_fill(elsewhere, 0.0)
-    others = e.scatter(1, index, 0.0).sum(-1).where(~elsewhere, e.sum(-1))
+    own = e.gather(1, index)[:, 0].masked_fill(~in_range, float("nan"))
+    others = e.scatter(1, index, 0.0).sum(-1)
     total = others + own
     log_total = total.log()
-    z_t = z0.gather(1, index)[:, 0].masked_fill(elsewhere, float("-inf"))
-    log_prob = z_t - log_total
+    log_prob = z0.gather(1, index)[:, 0] - log_total
     entropy, mean, squares, argmax = want
 
     def shown(t: Tensor, absent: float = 0.0) -> Tensor:
@@ -91,7 +86,7 @@ def row_stats_bwd_torch(
     dz = p * k
     if gs.log_prob is not None:
         part = -gs.log_prob[:, None] * p
-        own = (gs.log_prob * stats.rest).where(target != ELSEWHERE, part[:, 0])
+        own = (gs.log_prob * stats.rest).where(in_range, part[:, 0])
         dz = dz + part.scatter(1, index, own[:, None])
     if gs.mean is not None:
         dz = dz + gs.mean[:, None] / V

@@ -60,7 +60,7 @@ def _empty(x: Tensor, M: int, want: list[bool]) -> list[Tensor]:
 
 @head_stats.register_fake
 def _(x, W, b, target, want, need, ignore_index, softcap, logit_scale, chunk_bytes, static):
-    rows = Chunks.size(target.numel(), W, x, chunk_bytes)
+    rows = Chunks.size(target.numel(), W.shape[0], x, chunk_bytes)
     keeps = any(need) and 0 < target.numel() <= rows
     kept = x.new_empty((target.numel(), W.shape[0])) if keeps else x.new_empty(0)
     return *_empty(x, target.numel(), want), kept, target.new_empty(0)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -68,7 +69,8 @@ def _ceilings(family: Family, device: torch.device, small: bool, rows: list[Row]
     ceilings: dict[str, Any] = {
         "copy_tb_s": copy_bandwidth(device, 2**22 if small else 2**30) / 1e12
     }
-    shapes = {row.shape for row in rows}
+    # of tokens, or of sequences of tokens
+    shapes = {(math.prod(row.shape[:-2]), *row.shape[-2:]) for row in rows}
     heads = [] if small else [head for head in family.heads if head in shapes]
     if heads:
         ceilings["gemm_ms"] = {shape_text(head): gemm_times(device, *head) for head in heads}
