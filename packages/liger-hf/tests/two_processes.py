@@ -18,6 +18,10 @@ def loss(model: nn.Module) -> torch.Tensor:
     return model(input_ids=batch, labels=batch, num_items_in_batch=7).loss
 
 
+def make(family: str) -> nn.Module:
+    return build(family) if family in FAMILIES else zoo.tiny("causal-lm", family)
+
+
 def ddp(patched: bool, **options: bool) -> tuple:
     model = build("gemma2")
     if patched:
@@ -28,7 +32,7 @@ def ddp(patched: bool, **options: bool) -> tuple:
 def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    model = build(family) if family in FAMILIES else zoo.tiny("causal-lm", family)
+    model = make(family)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     if patch == "before":
         liger_hf.apply(model)
@@ -71,7 +75,7 @@ def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
 
 def one_rank(family: str, patched: bool) -> tuple:
     """Both ranks' batches in one process: the mean of two losses, and its gradients."""
-    model = build(family)
+    model = make(family)
     if patched:
         liger_hf.apply(model)
 
