@@ -34,6 +34,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def convergence(session: nox.Session) -> None:
+    """Train two small models on real text, plain and patched: the curves differ by noise."""
+    env = _install(session, "packages/liger-hf/pyproject.toml:test")
+    session.run("python", "packages/liger-hf/tests/convergence.py", *session.posargs, env=env)
+
+
+@nox.session
 def test(session: nox.Session) -> None:
     """All that a CPU can check: kernels interpreted and compiled, the PyTorch path, the tree."""
     suites, options = _suites(session)
@@ -54,6 +61,15 @@ def test(session: nox.Session) -> None:
     if ops:
         session.run(*PYTEST, *options, *ops, env=env | {"LIGER_LAUNCHES": str(launches)})
         session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
+
+
+@nox.session
+def support(session: nox.Session) -> None:
+    """Renew the table of supported transformers models, then train every one of them."""
+    env = _install(session, "packages/liger-hf/pyproject.toml:test")
+    session.run("python", "packages/liger-hf/tests/support.py", env=env | ONE_THREAD)
+    env |= ONE_THREAD | {"LIGER_SUPPORT": "all"}
+    session.run(*PYTEST, "packages/liger-hf/tests/test_support.py", *session.posargs, env=env)
 
 
 @nox.session

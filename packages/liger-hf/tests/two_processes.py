@@ -9,12 +9,17 @@ from torch import distributed as dist, multiprocessing, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import liger_hf
-from families import assert_same_step, build, gradients, tokens
+import zoo
+from families import FAMILIES, assert_same_step, build, gradients, tokens
 
 
 def loss(model: nn.Module) -> torch.Tensor:
     batch = tokens(seed=dist.get_rank())
     return model(input_ids=batch, labels=batch, num_items_in_batch=7).loss
+
+
+def make(family: str) -> nn.Module:
+    return build(family) if family in FAMILIES else zoo.tiny("causal-lm", family)
 
 
 def ddp(patched: bool, **options: bool) -> tuple:
@@ -24,10 +29,10 @@ def ddp(patched: bool, **options: bool) -> tuple:
     return gradients(nn.parallel.DistributedDataParallel(model, **options), loss)
 
 
-def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
+def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    model = build(family)
+    model = make(family)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     if patch == "before":
         liger_hf.apply(model)
@@ -39,8 +44,75 @@ def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
     if patch == "after":
         report = liger_hf.apply(model)
         assert not report.refused, report
+    return model
+
+
+def grouped(family: str) -> None:
+    """Tied weights as FSDP2 wants them, in one group: real logits, and every gradient."""
+    from torch.distributed.fsdp import fully_shard
+
+    def step(patch: str) -> tuple:
+        model = build(family)
+        if patch == "before":
+            liger_hf.apply(model)
+        fully_shard([model.model.embed_tokens, model.model.norm, model.lm_head])
+        fully_shard(model)
+        if patch == "after":
+            (row,) = liger_hf.apply(model).refused
+            assert row.reason == "FSDP gathers it together with other modules"
+        value, grads = gradients(model, loss)
+        return value, {name: grad.full_tensor() for name, grad in grads.items()}
+
+    for patch in ("before", "after"):
+        assert_same_step(step(patch), step(""))
+
+
+def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
+    model = sharded(family, patch, separate_head)
     value, grads = gradients(model, loss)
     return value, {name: grad.full_tensor() for name, grad in grads.items()}
+
+
+def one_rank(family: str, patched: bool) -> tuple:
+    """Both ranks' batches in one process: the mean of two losses, and its gradients."""
+    model = make(family)
+    if patched:
+        liger_hf.apply(model)
+
+    def mean(model: nn.Module) -> torch.Tensor:
+        batches = [tokens(seed=seed) for seed in range(2)]
+        losses = [model(input_ids=b, labels=b, num_items_in_batch=7).loss for b in batches]
+        return torch.stack(losses).mean()
+
+    return gradients(model, mean)
+
+
+def consolidated(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint that the ranks write together, whole on each rank."""
+    from torch.distributed.checkpoint import state_dict
+
+    options = state_dict.StateDictOptions(full_state_dict=True)
+    return state_dict.get_model_state_dict(model, options=options)
+
+
+def step_and_consolidate(family: str) -> None:
+    """Patched and sharded, a step, and the whole checkpoint fits an unpatched model."""
+    model, plain = sharded(family, "before", separate_head=True), build(family)
+    for trained in (model, plain):
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        step = gradients(model, loss) if trained is model else one_rank(family, patched=False)
+        if trained is plain:
+            for name, parameter in plain.named_parameters():
+                parameter.grad = step[1][name]
+        optimizer.step()
+    state = consolidated(model)
+    assert state.keys() == plain.state_dict().keys()
+    loaded = build(family)
+    loaded.load_state_dict(state)
+    batch = tokens()
+    torch.testing.assert_close(
+        loaded(input_ids=batch).logits, plain(input_ids=batch).logits, rtol=0.0, atol=1e-5
+    )
 
 
 def work(rank: int, store: str) -> None:
@@ -48,10 +120,15 @@ def work(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for options in ({}, {"static_graph": True}):
         assert_same_step(ddp(True, **options), ddp(False, **options))
-    for family, separate_head in (("llama", True), ("qwen2", False)):
-        expected = fsdp(family, "", separate_head)
+    for family, separate_head in (("llama", True), ("qwen2", False), ("qwen3_next", False)):
+        expected, alone = fsdp(family, "", separate_head), one_rank(family, patched=True)
         for patch in ("before", "after"):
-            assert_same_step(fsdp(family, patch, separate_head), expected)
+            actual = fsdp(family, patch, separate_head)
+            assert_same_step(actual, expected)
+            # the loss of this rank's batch is not the mean; the gradients are
+            assert_same_step((expected[0], actual[1]), (expected[0], alone[1]))
+    step_and_consolidate("llama")
+    grouped("qwen2")
     dist.destroy_process_group()
 
 

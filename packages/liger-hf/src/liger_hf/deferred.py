@@ -3,9 +3,9 @@
 In training, a patched head hands `DeferredLogits` to the model's own forward: the hidden states,
 the head, and what the model did to the logits since. The loss is computed from these, and the
 logits tensor, the largest of the whole step, never exists. Multiplying or dividing by a number,
-tanh and a change of dtype are recorded, so scaled and soft-capped logits need no table of model
-names. Anything else turns the object into the tensor that it stands for (once; from then on it is
-that tensor, in-place edits included) and goes on with it.
+tanh, a change of dtype and leaving out the last classes (they pad a vocabulary) are recorded, so
+that no table of model names is needed. Anything else turns the object into the tensor that it
+stands for (once; from then on it is that tensor, in-place edits included) and goes on with it.
 
 A plain object, not a tensor subclass. A subclass would pass `isinstance` and be handed to C++ code
 (collectives, reducers, autograd Functions) that takes it for storage that is not there; it would
@@ -19,10 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils._pytree import tree_map_only
-
-from .patch import patches
 
 __all__ = ["DeferredLogits", "fold"]
 
@@ -32,6 +29,8 @@ REPLAY: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "div": lambda logits, number: logits / number,
     "tanh": lambda logits, _: logits.tanh(),
     "to": lambda logits, dtype: logits.to(dtype),
+    "contiguous": lambda logits, _: logits.contiguous(),
+    "classes": lambda logits, number: logits[..., :number],
 }
 TORCH_FUNCTIONS: dict[Any, str] = {
     torch.mul: "mul",
@@ -54,7 +53,7 @@ class DeferredLogits:
         head: the output layer; only called, its weight is not read here.
         hidden: [..., H], its input.
         ops: recorded (name, value), applied in order.
-        used: a loss was computed from it.
+        used: a loss was computed from it, or whoever called the model will.
     """
 
     # an operator of a NumPy number gives way to ours, as it does for a tensor
@@ -87,10 +86,9 @@ class DeferredLogits:
             kind = self.hidden.device.type
             mode = torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
             with torch.set_grad_enabled(self.grad), mode:
-                # a patched head runs what it is given instead of deferring again
-                logits = (
-                    self.head(self.hidden, linear) if patches(self.head) else self.head(self.hidden)
-                )
+                logits = self.head(self.hidden)
+                if isinstance(logits, DeferredLogits):
+                    logits = self.head(self.hidden, real=True)
                 for name, value in self.ops:
                     logits = REPLAY[name](logits, value)
             self.tensor = logits
@@ -101,6 +99,7 @@ class DeferredLogits:
             return REPLAY[name](self.tensor, value)
         later = DeferredLogits(self.head, self.hidden, (*self.ops, (name, value)))
         later.grad, later.autocast, later.version = self.grad, self.autocast, self.version
+        later.used = self.used
         return later
 
     def __mul__(self, other: Any) -> Any:
@@ -117,6 +116,16 @@ class DeferredLogits:
     def float(self) -> Any:
         return self._record("to", torch.float32)
 
+    def contiguous(self) -> Any:
+        return self._record("contiguous")
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple) and len(key) == 2 and key[0] is Ellipsis:
+            number = key[1].stop if isinstance(key[1], slice) else None
+            if isinstance(number, int) and number > 0 and key[1] == slice(None, number):
+                return self._record("classes", number)
+        return self.materialize()[key]
+
     def to(self, *args: Any, **kwargs: Any) -> Any:
         if (
             len(args) == 1
@@ -129,7 +138,8 @@ class DeferredLogits:
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self.hidden.shape[:-1], self.head.out_features))
+        numbers = [value for name, value in self.ops if name == "classes"]
+        return torch.Size((*self.hidden.shape[:-1], min([self.head.out_features, *numbers])))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,29 +216,33 @@ def _through_tensor(name: str) -> Callable[..., Any]:
 # Python looks operators up on the class, past __getattr__
 OPERATORS = """
     add radd sub rsub rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs
-    invert eq ne lt le gt ge and or xor getitem setitem bool float int index contains array format
+    invert eq ne lt le gt ge and or xor setitem bool float int index contains array format
 """
 for _name in OPERATORS.split():
     setattr(DeferredLogits, f"__{_name}__", _through_tensor(f"__{_name}__"))
 DeferredLogits.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def fold(ops: tuple[tuple[str, Any], ...]) -> dict[str, float] | None:
+def fold(ops: tuple[tuple[str, Any], ...]) -> dict[str, Any] | None:
     """The options of a linear loss that do the same as `ops`; None where there are none.
 
-    z = logit_scale * x, or softcap * tanh(logit_scale * x / softcap) for logits x.
+    z = logit_scale * x, or softcap * tanh(logit_scale * x / softcap) for logits x. `classes`, where
+    there is one, is the number of rows of the head's weight that are used.
     """
     scale, cap = 1.0, None
+    options: dict[str, Any] = {}
     for name, value in ops:
-        if name == "tanh":
+        if name == "classes":
+            options["classes"] = min(value, options.get("classes", value))
+        elif name == "tanh":
             if cap is not None:
                 return None
             cap = 1.0
-        elif name != "to":
+        elif name in ("mul", "div"):
             if not value:
                 return None
             factor = value if name == "mul" else 1.0 / value
             scale, cap = (scale * factor, None) if cap is None else (scale, cap * factor)
     if cap is None:
-        return {"logit_scale": scale}
-    return {"softcap": cap, "logit_scale": scale * cap} if cap > 0 else None
+        return options | {"logit_scale": scale}
+    return options | {"softcap": cap, "logit_scale": scale * cap} if cap > 0 else None

@@ -4,35 +4,38 @@ Three attributes are replaced. The head's forward returns deferred logits while 
 model's loss function gets them, calls the head once more and computes the linear loss inside that
 call, where the hooks of FSDP2 and ZeRO-3 have gathered the weight. The model's forward hands real
 logits to its caller unless a loss was computed: code that trains on `model(input_ids).logits` sees
-a tensor.
+a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks for the loss alone,
+there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from .deferred import DeferredLogits, fold
-from .forms import TOLERANCE, load
-from .patch import Patch, patches
-from .probe import difference, measured, normal
+from .patch import Patch
 from .reporting import Row
 
-__all__ = ["find_head"]
+__all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "observed", "targets"]
 
 # code that gathers sharded parameters, in whose presence a head may be called twice
 SHARDING = ("torch.distributed.", "deepspeed.")
 
 
-def _observed(module: nn.Module) -> bool:
-    """Whether somebody else's hook waits for the output of `module`, or changes its input."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not (getattr(hook, "__module__", None) or "").startswith(SHARDING) for hook in hooks)
+def observed(module: nn.Module) -> str:
+    """Why a forward may not be called twice, nor return something else than a tensor; or empty."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if not (getattr(hook, "__module__", None) or "").startswith(SHARDING):
+            return "has forward hooks"
+        # of FSDP2: it counts the calls of all that it gathers at once, and expects one of each
+        state = getattr(inspect.unwrap(hook, stop=inspect.ismethod), "__self__", None)
+        if len(getattr(state, "_modules", ())) > 1:
+            return "FSDP gathers it together with other modules"
+    return ""
 
 
 # Logits alive at once. Less than the op takes by itself: here the activations of all layers are
@@ -41,39 +44,109 @@ CHUNK_BYTES = 408 * 2**20
 
 
 class HeadPatch(Patch):
-    """Called with `compute`, the head runs compute(input, weight, bias), not the linear map."""
+    """In training the head returns deferred logits; for real ones it is called with `real=True`.
 
-    __slots__ = ()
+    Called with `compute`, it runs compute(input, weight, bias) instead of the linear map.
 
-    def __call__(self, input: Tensor, compute: Callable[..., Tensor] | None = None) -> Any:
+    Attributes:
+        entry: what the model calls: the head, or PEFT's wrapper of copies of it.
+        left_out: whoever called the model deals with deferred logits, in evaluation too.
+    """
+
+    __slots__ = ("entry", "left_out")
+
+    def __init__(self, head: nn.Module, row: Row, entry: nn.Module):
+        super().__init__(head, row)
+        self.entry = entry
+        self.left_out = False
+
+    def __call__(
+        self, input: Tensor, compute: Callable[..., Any] | None = None, real: bool = False
+    ) -> Any:
         head: Any = self.module
         if compute is not None:
+            self._check_gathered()
             return compute(input, head.weight, head.bias)
+        entry: Any = self.entry
         if (
-            not self.active
-            or not head.training
-            or _observed(head)
+            real
+            or not self.active
+            or not (head.training or self.left_out)
+            or observed(head)
+            or observed(entry)
             or type(head.weight) not in (nn.Parameter, Tensor)
         ):
             return self.inner(input)
-        return DeferredLogits(head, input)
+        logits = DeferredLogits(entry, input)
+        logits.used = self.left_out
+        return logits
+
+    def _check_gathered(self) -> None:
+        head: Any = self.module
+        whole = head.in_features * head.out_features
+        if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.numel() != whole:
+            raise RuntimeError(
+                f"liger_hf: weight of {self.row.path} is {type(head.weight).__name__} "
+                f"{tuple(head.weight.shape)} while its forward runs, not "
+                f"({head.out_features}, {head.in_features}): FSDP or ZeRO-3 has not gathered it; "
+                "patch with loss=False"
+            )
 
 
 class ModelPatch(Patch):
-    __slots__ = ()
+    """Hands real logits on, unless a loss was computed or `skip_logits` leaves them out.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    Attributes:
+        heads: of this model.
+        contract: answers calls with `fused_lm_head=True`, as trainers of TRL make them; or None.
+    """
+
+    __slots__ = ("contract", "heads")
+
+    def __init__(self, model: nn.Module, row: Row, heads: list[HeadPatch]):
+        super().__init__(model, row)
+        self.heads = heads
+        self.contract: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more
-        outputs = self.inner(*(args[1:] if args and args[0] is self.module else args), **kwargs)
+        args = args[1:] if args and args[0] is self.module else args
+        if not self.active:
+            return self.inner(*args, **kwargs)
+        if self.contract is not None and kwargs.pop("fused_lm_head", False):
+            return self.contract(self, *args, **kwargs)
+        if not skip_logits:
+            return _settled(self.inner(*args, **kwargs))
+        outputs = self.without_logits(*args, **kwargs)
         if type(outputs) is tuple:
-            return tuple(_settled(value) for value in outputs)
-        logits = getattr(outputs, "logits", None)
-        if isinstance(logits, DeferredLogits) and not logits.used:
-            outputs.logits = logits.materialize()
+            return tuple(value for value in outputs if not isinstance(value, DeferredLogits))
+        if outputs.loss is None:
+            raise ValueError("skip_logits=True asks for the loss alone, which needs labels")
+        outputs.logits = None
         return outputs
 
+    def without_logits(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own outputs, with deferred logits wherever the head can defer them."""
+        for head in self.heads:
+            head.left_out = True
+        try:
+            return self.inner(*args, **kwargs)
+        finally:
+            for head in self.heads:
+                head.left_out = False
 
-def _settled(value: Any) -> Any:
+
+def _settled(outputs: Any) -> Any:
+    """Logits from which no loss was computed are real ones."""
+    if type(outputs) is tuple:
+        return tuple(_real(value) for value in outputs)
+    logits = getattr(outputs, "logits", None)
+    if isinstance(logits, DeferredLogits):
+        outputs.logits = _real(logits)
+    return outputs
+
+
+def _real(value: Any) -> Any:
     return value.materialize() if isinstance(value, DeferredLogits) and not value.used else value
 
 
@@ -113,18 +186,17 @@ class LossPatch(Patch):
             return self.before(real, labels, vocab_size, ignore_index=ignore_index, **kwargs)
         logits.used = True
         compute = partial(
-            _linear_loss,
+            linear_op,
             op=self.op,
-            target=_targets(labels, shift_labels, ignore_index),
+            target=targets(labels, shift_labels, ignore_index),
             ignore_index=ignore_index,
             normalizer=num_items_in_batch,
-            chunk_bytes=CHUNK_BYTES if logits.hidden.is_cuda else None,
             **options,
         )
         return logits.head(logits.hidden, compute)
 
 
-def _targets(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: int) -> Tensor:
+def targets(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: int) -> Tensor:
     if shift_labels is None:
         assert labels is not None
         # the target of a token is the label of the next; the last has none
@@ -132,87 +204,14 @@ def _targets(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: i
     return shift_labels.reshape(-1)
 
 
-def _linear_loss(
-    input: Tensor, weight: Tensor, bias: Tensor | None, *, op: Any, target: Tensor, **options: Any
-) -> Tensor:
+def linear_op(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *,
+    op: Any, target: Tensor, classes: int | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    """A function of the logits of a head that takes its input and weight instead."""
     rows = input.reshape(-1, input.shape[-1])
+    if classes is not None:
+        weight, bias = weight[:classes], None if bias is None else bias[:classes]
+    if rows.is_cuda:
+        options["chunk_bytes"] = CHUNK_BYTES
     return op(rows, weight, target.to(rows.device), linear_bias=bias, **options)
-
-
-def find_head(model: nn.Module) -> tuple[Row, list[Patch]]:
-    """The row of the output head, with its three patches."""
-    found = _language_model(model)
-    if found is None:
-        return Row(
-            "", type(model).__name__, reason="holds no transformers model with an output head"
-        ), []
-    path, owner, head = found
-    row = Row(path, type(head).__name__)
-    for patch in patches(head):
-        return replace(patch.row, path=path), []
-    reason = _refusal(owner, head)
-    if reason:
-        return replace(row, reason=reason), []
-    op = load("liger_losses", "linear_cross_entropy")
-    if op is None:
-        return replace(row, reason="pip install liger-losses"), []
-    gap = _probe_loss(LossPatch(owner, row, op))
-    if gap > TOLERANCE[torch.float32]:
-        return replace(row, reason=f"loss function is no causal-LM loss, {measured(gap)}"), []
-    row = replace(row, form="head + causal-LM loss", op="liger_losses.linear_cross_entropy")
-    return row, [HeadPatch(head, row), ModelPatch(owner, row), LossPatch(owner, row, op)]
-
-
-def _language_model(model: nn.Module) -> tuple[str, nn.Module, nn.Module] | None:
-    from transformers import PreTrainedModel
-
-    for module in model.modules():
-        head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
-        if isinstance(head, nn.Module):
-            path = next((path for path, child in model.named_modules() if child is head), "")
-            return path, module, head
-    return None
-
-
-def _refusal(model: nn.Module, head: Any) -> str:
-    """Why real logits stay; empty where the head can be left out."""
-    forward = inspect.unwrap(type(model).forward)
-    if "loss_function" not in getattr(getattr(forward, "__code__", None), "co_names", ()):
-        return f"{type(model).__name__}.forward does not call self.loss_function"
-    if type(head).forward is not nn.Linear.forward:
-        return f"head is {type(head).__module__}.{type(head).__name__}, not a plain nn.Linear"
-    if "forward" in vars(head):
-        return "its forward was replaced already, by another library"
-    if _observed(head):
-        return "has forward hooks"
-    if not head.weight.is_floating_point():
-        return f"weight is {head.weight.dtype}"
-    return ""
-
-
-def _probe_loss(patch: LossPatch) -> float:
-    """The largest difference between the model's loss of logits and ours of hidden states."""
-    hidden, width, vocab = normal(2, 5, 8), 8, 11
-    weight, bias = normal(vocab, width), normal(vocab)
-    labels = torch.arange(10).view(2, 5)
-    masked = labels.where(labels != 4, -100)
-    cases: list[dict[str, Any]] = [
-        {"labels": masked},
-        {"labels": masked, "num_items_in_batch": torch.tensor(7)},
-        {"labels": labels, "num_items_in_batch": 3, "ignore_index": 4},
-        {"labels": labels, "shift_labels": masked.roll(1, 0)},
-    ]
-    worst = 0.0
-    for case in cases:
-        try:
-            expected = patch.before(logits=linear(hidden, weight, bias), vocab_size=vocab, **case)
-            ignore_index = case.get("ignore_index", -100)
-            actual = _linear_loss(
-                hidden, weight, bias, op=patch.op,
-                target=_targets(case["labels"], case.get("shift_labels"), ignore_index),
-                ignore_index=ignore_index, normalizer=case.get("num_items_in_batch"),
-            )  # fmt: skip
-            worst = max(worst, difference(expected, actual))
-        except Exception:
-            return float("inf")
-    return worst

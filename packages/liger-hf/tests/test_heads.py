@@ -1,0 +1,117 @@
+"""Which heads are found and refused, and evaluation with and without logits."""
+
+import types
+
+import liger_hf
+import pytest
+import torch
+from families import VOCAB, assert_same_step, build, gradients, tokens
+from liger_hf.deferred import DeferredLogits, fold
+from torch import nn
+
+HEAD = {"norms": False, "mlp": False, "rope": False}
+
+
+def loss(model: nn.Module) -> torch.Tensor:
+    return model(input_ids=tokens(), labels=tokens()).loss
+
+
+def test_loss_alone_in_evaluation(monkeypatch):
+    plain, patched = build("gemma2").eval(), build("gemma2").eval()
+    liger_hf.apply(patched, **HEAD)
+    inputs = {"input_ids": tokens(), "labels": tokens()}
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(DeferredLogits, "materialize", lambda self: pytest.fail("logits made"))
+            outputs = patched(**inputs, skip_logits=True)
+            assert patched(**inputs, skip_logits=True, return_dict=False)[0] == outputs.loss
+        torch.testing.assert_close(outputs.loss, plain(**inputs).loss)
+        assert outputs.logits is None
+        # and back
+        assert type(patched(**inputs).logits) is torch.Tensor
+        assert type(patched(**inputs, skip_logits=False).logits) is torch.Tensor
+    with pytest.raises(ValueError, match="needs labels"):
+        patched(input_ids=tokens(), skip_logits=True)
+
+
+def test_last_classes_left_out():
+    """Padding of the vocabulary, as inkling does it."""
+    plain, patched = build("llama"), build("llama")
+    liger_hf.apply(patched, **HEAD)
+
+    def forward(model: nn.Module) -> torch.Tensor:
+        logits = model.lm_head(model.model(tokens()).last_hidden_state)
+        logits = torch.tanh(logits[..., : VOCAB - 4] / 3.0).contiguous() * 3.0
+        forward.logits = logits
+        return model.loss_function(logits, tokens() % 50, VOCAB - 4)
+
+    expected, actual = gradients(plain, forward), gradients(patched, forward)
+    assert_same_step(actual, expected)
+    assert forward.logits.tensor is None
+    assert forward.logits.shape == (2, 9, VOCAB - 4)
+    assert torch.equal(forward.logits + 0, forward.logits.materialize())
+    assert fold((("classes", 9), ("mul", 2.0), ("classes", 7))) == {
+        "classes": 7,
+        "logit_scale": 2.0,
+    }
+
+
+def test_label_smoothing_of_trainer():
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    plain, patched = build("gemma2"), build("gemma2")
+    liger_hf.apply(patched, **HEAD)
+
+    def smoothed(model: nn.Module) -> torch.Tensor:
+        outputs = model(input_ids=tokens(), labels=tokens())
+        return LabelSmoother(epsilon=0.1)(outputs, tokens(), shift_labels=True)
+
+    assert_same_step(gradients(patched, smoothed), gradients(plain, smoothed))
+
+
+def test_every_head_of_several_models():
+    pair = nn.ModuleDict({"actor": build("llama"), "critic": build("gemma2")})
+    report = liger_hf.apply(pair, **HEAD)
+    assert [row.path for row in report.patched] == ["actor.lm_head", "critic.lm_head"]
+    for name, family in (("actor", "llama"), ("critic", "gemma2")):
+        assert_same_step(gradients(pair[name], loss), gradients(build(family), loss))
+    liger_hf.revert(pair)
+    assert "forward" not in vars(pair["critic"].lm_head)
+
+
+def test_forward_of_another_library_is_named():
+    def fast_forward(self, input_ids=None, labels=None, **kwargs):
+        return self.loss_function
+
+    fast_forward.__module__ = "elsewhere.fast"
+    model = build("llama")
+    model.forward = types.MethodType(fast_forward, model)
+    report = liger_hf.apply(model)
+    assert [row.reason for row in report.refused] == [
+        "LlamaForCausalLM.forward was replaced already, by elsewhere.fast"
+    ]
+    assert [row.path for row in report.refused] == ["lm_head"]
+
+
+def test_subclass_that_calls_the_inherited_forward():
+    model = build("llama")
+
+    class Wider(type(model)):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = Wider
+    expected = gradients(model, loss)
+    assert not liger_hf.apply(model, **HEAD).refused
+    assert_same_step(gradients(model, loss), expected)
+    assert isinstance(model(input_ids=tokens(), labels=tokens()).logits, DeferredLogits)
+
+
+def test_weight_that_nobody_gathered_is_named():
+    """What ZeRO-3 leaves of a parameter between two uses of it."""
+    model = build("llama")
+    liger_hf.apply(model, **HEAD)
+    model.lm_head.weight.ds_shape = model.lm_head.weight.shape
+    model.lm_head.weight.data = torch.empty(0)
+    with pytest.raises(RuntimeError, match=r"weight of lm_head is Parameter \(0,\) .* ZeRO-3"):
+        loss(model)
