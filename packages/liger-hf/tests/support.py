@@ -155,8 +155,18 @@ def between(text: str, name: str, content: str) -> str:
     return before + begin + content + end + rest.split(end)[1]
 
 
+def text(stored: dict[str, Any]) -> str:
+    """As JSON, one line a type."""
+    kinds = []
+    for kind, found in stored["kinds"].items():
+        types = [f" {json.dumps(n)}: {json.dumps(f, sort_keys=True)}" for n, f in found.items()]
+        kinds.append(f"{json.dumps(kind)}: {{\n" + ",\n".join(types) + "\n}")
+    version = json.dumps(stored["transformers"])
+    return f'{{"transformers": {version}, "kinds": {{\n' + ",\n".join(kinds) + "\n}}\n"
+
+
 def write(stored: dict[str, Any]) -> None:
-    STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+    STORED.write_text(text(stored))
     (ROOT / "docs/support.md").write_text(page(stored))
     readme = ROOT / "README.md"
     readme.write_text(between(readme.read_text(), "support", line(stored)))
