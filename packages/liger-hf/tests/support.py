@@ -51,9 +51,9 @@ def summary(model: Any) -> Found:
 
 
 def _without_numbers(text: str) -> str:
-    """The first line, without what was measured: that varies in its last digits."""
-    first = text.strip().split("\n")[0]
-    return re.sub(r"; closest is .*|, relative difference \S+", "", first)[:120]
+    """The beginning, without what was measured: that varies in its last digits."""
+    line = " ".join(text.split())
+    return re.sub(r"; closest is .*|, relative difference \S+", "", line)[:120].strip()
 
 
 def state(found: Found, part: str) -> str:
@@ -139,7 +139,7 @@ def sentence(kind: str, found: dict[str, Found]) -> str:
     )
 
 
-def line(stored: dict[str, Any]) -> str:
+def readme_line(stored: dict[str, Any]) -> str:
     """For the root README."""
     both = [(kind, counts(found)) for kind, found in stored["kinds"].items()]
     texts = [f"{c['all']} of {c['modern']} modern {kind} decoders" for kind, c in both]
@@ -155,11 +155,21 @@ def between(text: str, name: str, content: str) -> str:
     return before + begin + content + end + rest.split(end)[1]
 
 
+def text(stored: dict[str, Any]) -> str:
+    """As JSON, one line a type."""
+    kinds = []
+    for kind, found in stored["kinds"].items():
+        types = [f" {json.dumps(n)}: {json.dumps(f, sort_keys=True)}" for n, f in found.items()]
+        kinds.append(f"{json.dumps(kind)}: {{\n" + ",\n".join(types) + "\n}")
+    version = json.dumps(stored["transformers"])
+    return f'{{"transformers": {version}, "kinds": {{\n' + ",\n".join(kinds) + "\n}}\n"
+
+
 def write(stored: dict[str, Any]) -> None:
-    STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+    STORED.write_text(text(stored))
     (ROOT / "docs/support.md").write_text(page(stored))
     readme = ROOT / "README.md"
-    readme.write_text(between(readme.read_text(), "support", line(stored)))
+    readme.write_text(between(readme.read_text(), "support", readme_line(stored)))
 
 
 if __name__ == "__main__":

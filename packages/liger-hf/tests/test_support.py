@@ -59,7 +59,7 @@ def test_parameters_are_not_read(key):
 
 def test_pages_are_generated():
     readme = (support.ROOT / "README.md").read_text()
-    assert support.line(STORED) in readme
+    assert support.readme_line(STORED) in readme
     assert (support.ROOT / "docs/support.md").read_text() == support.page(STORED)
 
 

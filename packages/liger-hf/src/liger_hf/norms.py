@@ -186,13 +186,16 @@ def _gap(
 ) -> tuple[float, float]:
     """The largest difference: in tolerances of its dtype, and as it is."""
     width, count, shapes = _width(module), len(options["names"]), _weights(module)
-    # rows on whose scale the epsilon counts little, much and alone
-    scale = torch.tensor([[1.0], [0.1], [1e-2], [1e-3], [0.0]], dtype=torch.float32)
+    # so many that one element rounded the other way counts little
+    rows = 1 + 1024 // width
+    # rows on whose scale the epsilon counts little, much and alone; of three dimensions, since a
+    # group norm would take the last of two for its channels
+    scale = torch.tensor([1.0, 0.1, 1e-2, 1e-3, 0.0], dtype=torch.float32)[:, None, None]
     worst = (0.0, 0.0)
     for dtype, weight_dtype in dtypes:
         new = {name: normal(*shape, dtype=weight_dtype) for name, shape in shapes.items()}
-        other, x = stand_in(module, new), (normal(5, width) * scale).to(dtype)
-        given = (x, normal(5, width, dtype=dtype))[:count]
+        other, x = stand_in(module, new), (normal(5, rows, width) * scale).to(dtype)
+        given = (x, normal(5, rows, width, dtype=dtype))[:count]
         patch = NormPatch(other, Row("", ""), **options)
         patch.active = True
         try:
