@@ -69,6 +69,15 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def support(session: nox.Session) -> None:
+    """Renew the table of supported transformers models, then train every one of them."""
+    env = _install(session, "packages/liger-hf/pyproject.toml:test")
+    session.run("python", "packages/liger-hf/tests/support.py", env=env | ONE_THREAD)
+    env |= ONE_THREAD | {"LIGER_SUPPORT": "all"}
+    session.run(*PYTEST, "packages/liger-hf/tests/test_support.py", *session.posargs, env=env)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """The GPU-marked tests. `nox --no-venv -s gpu` uses the torch that is already there."""
     suites, options = _suites(session, BESIDE_PEERS)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import liger_hf
 import torch
 import transformers
+from liger_hf.reporting import Row
 from torch import Tensor, nn
 
 VOCAB = 64
@@ -88,6 +90,12 @@ def train(model: nn.Module, steps: int = 20, lr: float = 3e-3) -> Tensor:
         optimizer.zero_grad()
         losses.append(loss.detach())
     return torch.stack(losses)
+
+
+def only_row(module: nn.Module, part: str) -> Row:
+    """The one row of the report of a part."""
+    (row,) = [row for row in liger_hf.report(module).rows if row.part == part]
+    return row
 
 
 def snapshot(model: nn.Module) -> dict[str, dict]:

@@ -4,6 +4,7 @@ import liger_hf
 import pytest
 import torch
 import transformers
+import zoo
 from families import SIZES, assert_same_step, build, gradients, tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama import modeling_llama
@@ -40,9 +41,7 @@ def test_auto_class(dtype, tmp_path):
 
 
 def test_auto_class_of_images_and_text():
-    from every_model import IMAGE_TEXT, build_type
-
-    config = build_type("qwen2_5_vl", IMAGE_TEXT).config
+    config = zoo.tiny("image-text-to-text", "qwen2_5_vl").config
     model = liger_hf.AutoLigerKernelForImageTextToText.from_config(config)
     assert "forward" in vars(model.lm_head)
 

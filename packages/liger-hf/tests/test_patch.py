@@ -11,6 +11,7 @@ import threading
 import liger_hf
 import pytest
 import torch
+import zoo
 from families import (
     assert_same_objects,
     assert_same_step,
@@ -20,7 +21,10 @@ from families import (
     tokens,
 )
 from torch import nn
+from transformers.activations import ACT2FN
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def step(model):
@@ -60,8 +64,6 @@ def test_every_op_runs(monkeypatch):
             return original(*args, **kwargs)
 
         monkeypatch.setattr(f"{package}.{op}", counting)
-        # the rotary patch imports its op from the module, which is not an attribute of the package
-        monkeypatch.setattr(sys.modules[original.__module__], op, counting)
 
     count("liger_norms", "rms_norm")
     count("liger_activations", "glu")
@@ -102,22 +104,52 @@ def test_context_manager_reverts_what_it_applied():
     assert_same_objects(model, before)
 
 
-def test_another_model_and_all_classes_stay_untouched():
-    patched, other = build("gemma2"), build("gemma2")
+@pytest.mark.parametrize(
+    "model_type", ["gemma2", "qwen3_next", "gpt_oss", "deepseek_v3", "llama4_text", "nemotron_h"]
+)
+def test_another_model_and_all_classes_stay_untouched(model_type):
+    patched, other = zoo.tiny("causal-lm", model_type), zoo.tiny("causal-lm", model_type)
     classes = {c for module in patched.modules() for c in type(module).__mro__}
-    modules = {sys.modules[c.__module__] for c in classes}
+    modules = {m for name, m in sys.modules.items() if name.split(".")[0] == "transformers"}
+    tables = (LOSS_MAPPING, ALL_ATTENTION_FUNCTIONS._global_mapping, ACT2FN)
+    tables += (ALL_EXPERTS_FUNCTIONS._global_mapping,)
 
     def world():
-        owners = [*classes, *modules, torch.nn.functional]
-        return {id(owner): dict(vars(owner)) for owner in owners} | {"losses": dict(LOSS_MAPPING)}
+        owners = [*classes, *modules, torch, torch.nn.functional, torch.Tensor]
+        found = {id(owner): dict(vars(owner)) for owner in owners}
+        # past ACT2FN's own lookup, which makes a new module
+        return found | {f"table {i}": dict(dict.items(table)) for i, table in enumerate(tables)}
 
+    # what the model's own code writes on its first step is there already
+    step(other)
     before, others = world(), snapshot(other)
     liger_hf.apply(patched)
     step(patched)
+    liger_hf.explain(patched)
     for key, attributes in world().items():
         assert attributes.keys() == before[key].keys()
         assert all(value is before[key][name] for name, value in attributes.items()), key
     assert_same_objects(other, others)
+
+
+def test_parts_are_reverted_in_any_order():
+    """Contexts that overlap without one being inside the other."""
+    model = build("qwen3")
+    before, expected = snapshot(model), step(model)
+    first = liger_hf.applied(model, mlp=False, rope=False, loss=False)
+    second = liger_hf.applied(model, norms=False)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert {row.part for row in liger_hf.apply(model, norms=False).patched} == {
+        "mlp",
+        "rope",
+        "loss",
+    }
+    assert "forward" not in vars(model.model.norm)
+    assert_same_step(step(model), expected)
+    second.__exit__(None, None, None)
+    assert_same_objects(model, before)
 
 
 def test_error_while_installing_leaves_the_model_as_it_was(monkeypatch):
@@ -136,7 +168,7 @@ def test_error_while_installing_leaves_the_model_as_it_was(monkeypatch):
 
 def test_nothing_to_replace_is_an_error_with_the_reasons():
     with pytest.raises(ValueError, match="nothing to replace in Sequential"):
-        liger_hf.apply(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+        liger_hf.apply(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     with pytest.raises(ValueError, match="nothing to replace"):
         liger_hf.apply(build("llama"), norms=False, mlp=False, rope=False, loss=False)
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):

@@ -5,6 +5,7 @@ import string
 import liger_hf.trl
 import pytest
 import torch
+import zoo
 from families import assert_same_step, build, gradients
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -216,9 +217,7 @@ def test_head_that_cannot_be_left_out(mode, tmp_path):
 
 
 def test_router_loss_and_items(tmp_path):
-    from every_model import build_type
-
-    trainer = make("SFT", tmp_path, model=build_type("mixtral"))
+    trainer = make("SFT", tmp_path, model=zoo.tiny("causal-lm", "mixtral"))
     ids = torch.randint(3, 30, (2, 9), generator=torch.Generator().manual_seed(0))
     keywords = {"output_router_logits": True, "num_items_in_batch": torch.tensor(7)}
     labels = ids.where(ids > 9, -100)

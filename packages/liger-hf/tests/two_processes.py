@@ -9,12 +9,17 @@ from torch import distributed as dist, multiprocessing, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import liger_hf
-from families import assert_same_step, build, gradients, tokens
+import zoo
+from families import FAMILIES, assert_same_step, build, gradients, tokens
 
 
 def loss(model: nn.Module) -> torch.Tensor:
     batch = tokens(seed=dist.get_rank())
     return model(input_ids=batch, labels=batch, num_items_in_batch=7).loss
+
+
+def make(family: str) -> nn.Module:
+    return build(family) if family in FAMILIES else zoo.tiny("causal-lm", family)
 
 
 def ddp(patched: bool, **options: bool) -> tuple:
@@ -27,7 +32,7 @@ def ddp(patched: bool, **options: bool) -> tuple:
 def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    model = build(family)
+    model = make(family)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     if patch == "before":
         liger_hf.apply(model)
@@ -70,7 +75,7 @@ def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
 
 def one_rank(family: str, patched: bool) -> tuple:
     """Both ranks' batches in one process: the mean of two losses, and its gradients."""
-    model = build(family)
+    model = make(family)
     if patched:
         liger_hf.apply(model)
 
@@ -115,7 +120,7 @@ def work(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for options in ({}, {"static_graph": True}):
         assert_same_step(ddp(True, **options), ddp(False, **options))
-    for family, separate_head in (("llama", True), ("qwen2", False)):
+    for family, separate_head in (("llama", True), ("qwen2", False), ("qwen3_next", False)):
         expected, alone = fsdp(family, "", separate_head), one_rank(family, patched=True)
         for patch in ("before", "after"):
             actual = fsdp(family, patch, separate_head)

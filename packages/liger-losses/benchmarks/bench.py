@@ -152,7 +152,7 @@ FAMILY = Family(
             **LCE,
             shape=LLAMA,
             note="low memory",
-            ours={"chunk_bytes": 2**28},
+            ours={"chunk_bytes": 2**27},
             flops=gemms(3),
             alone=True,
         ),

@@ -78,7 +78,7 @@ def liger_kernel_heads():
 
     loss = LigerFusedLinearJSD()
     return lambda student_input, student_weight, teacher_input, teacher_weight: loss(
-        student_input, student_weight, teacher_input, teacher_weight
+        student_input, student_weight, teacher_input, teacher_weight, None
     )
 
 
@@ -95,14 +95,14 @@ COMMON = {"shape": SHAPE, "small": (32, 256), "traffic": read_read_write}
 
 FAMILY = Family(
     rows=(
-        Row("kl_div", **COMMON, inputs=probabilities, ours={"reduction": "batchmean"}),
+        Row("kl_div", **COMMON, inputs=probabilities, options={"reduction": "batchmean"}),
         Row("jsd", **COMMON, inputs=log_probs, readme=True),
         Row("tvd", **COMMON, inputs=log_probs),
         Row(
             "jsd_from_logits",
             **COMMON,
             inputs=logits,
-            ours={"from_logits": True},
+            options={"from_logits": True},
         ),
         # no graph: a captured head computes ignored tokens too
         Row(

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
         AutoLigerKernelForCausalLM as AutoLigerKernelForCausalLM,
         AutoLigerKernelForImageTextToText as AutoLigerKernelForImageTextToText,
     )
-    from .patch import applied as applied, apply as apply, report as report, revert as revert
+    from .patch import (
+        applied as applied,
+        apply as apply,
+        explain as explain,
+        report as report,
+        revert as revert,
+    )
     from .reporting import Report as Report
 
 __version__ = "0.1.0"
@@ -17,7 +23,7 @@ __all__ = lazy_exports(
     __name__,
     {
         "auto": ("AutoLigerKernelForCausalLM", "AutoLigerKernelForImageTextToText"),
-        "patch": ("applied", "apply", "report", "revert"),
+        "patch": ("applied", "apply", "explain", "report", "revert"),
         "reporting": ("Report",),
     },
 )

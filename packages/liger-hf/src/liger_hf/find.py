@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from .experts import EXPERTS
 from .find_head import find_heads
 from .forms import Part, Verdict, load
 from .mlp import MLP
@@ -16,7 +17,7 @@ from .rotary import ROPE
 
 __all__ = ["find"]
 
-PARTS = (NORMS, MLP, ROPE)
+PARTS = (NORMS, MLP, EXPERTS, ROPE)
 
 
 def find(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[Patch]]]:
@@ -31,26 +32,31 @@ def find(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[P
                     if row.op or any(word in row.kind.lower() for word in part.words):
                         yield row, found
         if flags["loss"]:
-            yield from find_heads(model)
+            for row, found in find_heads(model):
+                yield replace(row, part="loss"), found
 
 
 def _inspect(
     path: str, module: nn.Module, part: Part, seen: dict[object, Verdict]
 ) -> tuple[Row, list[Patch]]:
-    row = Row(path, type(module).__name__)
-    for patch in patches(module):
+    row = Row(path, type(module).__name__, part=part.flag)
+    for patch in patches(part.target(module)):
         return replace(patch.row, path=path), []
-    if "forward" in vars(module):
+    if "forward" in vars(part.target(module)):
         return replace(row, reason="its forward was replaced already, by another library"), []
-    op = load(part.package, part.op)
-    if op is None:
+    if load(part.package, part.op) is None:
         return replace(row, reason=f"pip install {part.package.replace('_', '-')}"), []
     key = (part.flag, part.key(module))
     if key not in seen:
         reseed()
-        seen[key] = part.probe(module, op)
+        try:
+            seen[key] = part.probe(module)
+        except Exception as error:
+            # foreign code on input that it was not written for
+            seen[key] = Verdict("", reason=f"its probe failed: {type(error).__name__}: {error}")
     verdict = seen[key]
+    row = replace(row, form=verdict.form, numbers=verdict.numbers)
     if verdict.options is None:
-        return replace(row, form=verdict.form, reason=verdict.reason), []
-    row = replace(row, form=verdict.form, op=f"{part.package}.{part.op}")
-    return row, [part.patch(module, row, op=op, **verdict.options)]
+        return replace(row, reason=verdict.reason), []
+    row = replace(row, op=f"{part.package}.{verdict.op}")
+    return row, [part.patch(module, row, **verdict.options)]

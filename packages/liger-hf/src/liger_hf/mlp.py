@@ -1,45 +1,98 @@
-"""Gated MLPs: down(act(gate(x)) * up(x)), with gate and up apart or in one projection."""
+"""MLPs: down(act(gate(x)) * up(x)) with gate and up apart or in one, and down(act(up(x)))."""
 
-from collections.abc import Callable
-from itertools import permutations
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations, product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .forms import TOLERANCE, Part, Verdict, closest
+from .forms import TOLERANCE, Part, Verdict, closest, load
 from .patch import Patch
-from .probe import difference, fingerprint, inputs, is_linear, normal, stand_in
+from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
 from .reporting import Row
 
-__all__ = ["MLP"]
+__all__ = ["LAYOUTS", "MLP", "Form", "forms"]
 
-ACTIVATIONS = ("silu", "gelu_tanh")
-# projections beside down, whether up comes before gate -> form
-LAYOUTS = {(2, False): "gate and up", (1, False): "gate|up in one", (1, True): "up|gate in one"}
+PACKAGE = "liger_activations"
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu_squared", "sigmoid")
+LAYOUTS = {
+    "concatenated": "gate|up in one",
+    "up_first": "up|gate in one",
+    "interleaved": "gate and up interleaved in one",
+}
+# activations alone that have no op: each is one kernel in PyTorch as well
+ALONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "relu": nn.functional.relu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
-class GLUPatch(Patch):
-    __slots__ = ("activation", "down", "gate", "op", "swap", "up")
+class Form(NamedTuple):
+    """An op with its options, some of which are attributes of the module."""
+
+    words: str
+    op: str
+    options: dict[str, Any]
+    attributes: dict[str, str]
+
+    def __call__(self, op: Callable[..., Tensor], module: nn.Module, *hidden: Tensor) -> Tensor:
+        numbers = {name: getattr(module, attribute) for name, attribute in self.attributes.items()}
+        return op(*hidden, **self.options, **numbers)
+
+
+def forms(module: nn.Module, layouts: Sequence[str]) -> Iterator[Form]:
+    """Gated units of these layouts ("" is two tensors), with the module's own numbers as limits."""
+    floats = [name for name, v in vars(module).items() if type(v) is float and v > 0]
+    variants: list[tuple[dict[str, Any], dict[str, str]]] = [({}, {})]
+    for limit in floats:
+        variants += [({"clamp": clamp}, {"limit": limit}) for clamp in ("before", "after")]
+    for alpha, limit in permutations(floats, 2):
+        variants.append(({"up_offset": 1.0}, {"alpha": alpha, "limit": limit}))
+    for layout in layouts:
+        for options, attributes in variants:
+            for activation in ACTIVATIONS:
+                if "alpha" in attributes and activation != "silu":
+                    continue
+                settings = options | {n: getattr(module, a) for n, a in attributes.items()}
+                words = [f"{LAYOUTS[layout] if layout else 'gate and up'}"]
+                words += [f"{name}={value}" for name, value in settings.items()]
+                known = {"activation": activation} | ({"layout": layout} if layout else {})
+                text = f"glu {activation}, {', '.join(words)}"
+                yield Form(text, "glu", known | options, attributes)
+
+
+class MLPPatch(Patch):
+    """`into` are the projections before the op, `between` a child after it, `down` the last one,
+    `dropout` the attribute with the rate of a dropout at the end.
+    """
+
+    __slots__ = ("between", "down", "dropout", "form", "into", "op")
 
     def __init__(
-        self, module: nn.Module, row: Row, op: Callable[..., Tensor],
-        gate: str, up: str | None, down: str, activation: str, swap: bool,
+        self, module: nn.Module, row: Row, op: Callable[..., Tensor], form: Form,
+        into: tuple[str, ...], between: str | None, down: str, dropout: str | None,
     ):  # fmt: skip
         super().__init__(module, row)
-        self.op, self.gate, self.up, self.down = op, gate, up, down
-        self.activation, self.swap = activation, swap
+        self.op, self.form, self.into = op, form, into
+        self.between, self.down, self.dropout = between, down, dropout
 
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        if not self.active:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.active or len(args) + len(kwargs) != 1:
             return self.inner(*args, **kwargs)
         (x,) = (*args, *kwargs.values())
+        module = self.module
         # through the children's own __call__: by now they may be adapted, quantised or sharded
-        gate = getattr(self.module, self.gate)(x)
-        up = None if self.up is None else getattr(self.module, self.up)(x)
-        if self.swap:
-            up, gate = gate.chunk(2, dim=-1)
-        return getattr(self.module, self.down)(self.op(gate, up, self.activation))
+        y = self.form(self.op, module, *(getattr(module, name)(x) for name in self.into))
+        if self.between is not None:
+            y = getattr(module, self.between)(y)
+        y = getattr(module, self.down)(y)
+        if self.dropout is not None:
+            y = nn.functional.dropout(y, getattr(module, self.dropout), module.training)
+        return y
 
 
 def _projections(module: nn.Module) -> list[str]:
@@ -50,46 +103,60 @@ def _is_mlp(module: nn.Module) -> bool:
     return len(_projections(module)) in (2, 3) and not module._parameters
 
 
-def _probe(module: nn.Module, op: Callable[..., Tensor]) -> Verdict:
-    if inputs(type(module).forward) != 1:
-        return Verdict("", None, "takes more than one input")
+def _probe(module: nn.Module) -> Verdict:
+    needed = [name for name, need in inputs(type(module).forward).items() if need]
+    if len(needed) != 1:
+        return Verdict("", reason=f"takes the inputs {', '.join(needed)}")
     names = _projections(module)
-    others = [child for name, child in module.named_children() if name not in names]
-    if any(True for child in others for _ in child.parameters()):
-        return Verdict("", None, "has parameters beside its projections")
-    tried = []
-    for *ups, down in permutations(names):
-        roles = {"gate": ups[0], "up": ups[1] if len(ups) == 2 else None, "down": down}
-        for (count, swap), layout in LAYOUTS.items():
-            for activation in ACTIVATIONS if count == len(ups) else ():
-                options = {**roles, "activation": activation, "swap": swap}
-                gap, form = _try(module, op, options), f"glu {activation}, {layout}"
+    others = [n for n, c in module.named_children() if n not in names and [*c.parameters()]]
+    if len(others) > 1:
+        return Verdict("", reason=f"has parameters in {', '.join(others)}")
+    between, tried = next(iter(others), None), []
+    rates = [None, *(name for name, v in vars(module).items() if type(v) is float and 0 < v < 1)]
+    for *into, down in permutations(names):
+        for wide, candidates in _candidates(module, into):
+            small = _small(module, tuple(into), between, down, wide)
+            expected = _expected(module, small)
+            for form, dropout in product(candidates, rates) if expected else ():
+                op = ALONE.get(form.op) or load(PACKAGE, form.op)
+                options = {
+                    "op": op, "form": form, "into": tuple(into),
+                    "between": between, "down": down, "dropout": dropout,
+                }  # fmt: skip
+                gap = _gap(module, small, expected, options)
                 if gap <= TOLERANCE[torch.float32]:
-                    return Verdict(form, options)
-                tried.append((gap, gap, form))
+                    if form.op in ALONE:
+                        return Verdict(form.words, reason="one kernel in PyTorch too")
+                    numbers = f"difference {gap:.1e}"
+                    return Verdict(form.words, form.op, options, numbers=numbers)
+                tried.append((gap, gap, form.words))
     return closest(tried)
 
 
-def _try(module: nn.Module, op: Callable[..., Tensor], options: dict[str, Any]) -> float:
-    hidden, width = 8, 12
-    sizes = {options["gate"]: (hidden, width), options["down"]: (width, hidden)}
-    if options["up"] is None:
-        sizes[options["gate"]] = (hidden, 2 * width)
+def _candidates(module: nn.Module, into: list[str]) -> Iterator[tuple[bool, Iterator[Form]]]:
+    """Forms for so many projections, and whether one of them is twice as wide."""
+    if len(into) == 2:
+        yield False, forms(module, ("",))
     else:
-        sizes[options["up"]] = (hidden, width)
-    small = {name: _linear(*size, like=getattr(module, name)) for name, size in sizes.items()}
-    # at this scale the two GELUs lie 1.5e-4 apart
-    x, worst = normal(2, 3, hidden) * 0.5, 0.0
-    try:
-        # in training too: dropout must not get lost
-        for training in (False, True):
-            other = stand_in(module, small, training)
-            patch = GLUPatch(other, Row("", ""), op, **options)
-            patch.active = True
-            worst = max(worst, difference(type(module).forward(other, x), patch(x)))
-    except Exception:
-        return float("inf")
-    return worst
+        yield True, forms(module, tuple(LAYOUTS))
+        yield False, (Form(f"act {name}", name, {}, {}) for name in ("relu_squared", *ALONE))
+
+
+class _Marked(nn.Module):
+    """Stands for an unknown child, so that it is seen where it is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.linspace(1.0, 2.0, x.shape[-1], dtype=x.dtype)
+
+
+def _small(
+    module: nn.Module, into: tuple[str, ...], between: str | None, down: str, wide: bool
+) -> dict[str, nn.Module]:
+    hidden, width = 8, 12
+    small: dict[str, nn.Module] = {} if between is None else {between: _Marked()}
+    for name in into:
+        small[name] = _linear(hidden, width * (2 if wide else 1), like=getattr(module, name))
+    return small | {down: _linear(width, hidden, like=getattr(module, down))}
 
 
 def _linear(rows: int, columns: int, like: nn.Module) -> nn.Linear:
@@ -100,7 +167,41 @@ def _linear(rows: int, columns: int, like: nn.Module) -> nn.Linear:
     return linear
 
 
+def _cases(module: nn.Module, small: dict[str, nn.Module]) -> Iterator[tuple[nn.Module, Tensor]]:
+    # in training too: dropout must not get lost
+    for training in (False, True):
+        other = bare(module, small, training)
+        # at the first scale the two GELUs lie 1.5e-4 apart, at the second limits are passed
+        for scale in (0.5, 30.0):
+            # both sides drop the same elements, if they drop at the same place
+            reseed(1)
+            yield other, normal(2, 3, 8) * scale
+
+
+def _expected(module: nn.Module, small: dict[str, nn.Module]) -> list[Any]:
+    """Outputs of the module's own code; none where it does not fit these projections."""
+    try:
+        return [type(module).forward(other, x) for other, x in _cases(module, small)]
+    except Exception:
+        return []
+
+
+def _gap(
+    module: nn.Module, small: dict[str, nn.Module], expected: list[Any], options: dict[str, Any]
+) -> float:
+    worst = 0.0
+    try:
+        for (other, x), y in zip(_cases(module, small), expected, strict=True):
+            patch = MLPPatch(other, Row("", ""), **options)
+            patch.active = True
+            worst = max(worst, difference(y, patch(x)))
+            if worst > 1.0:
+                break
+    except Exception:
+        return float("inf")
+    return worst
+
+
 MLP = Part(
-    "mlp", "liger_activations", "glu", ("mlp", "feedforward", "ffn"),
-    _is_mlp, fingerprint, _probe, GLUPatch,
-)  # fmt: skip
+    "mlp", PACKAGE, "glu", ("mlp", "feedforward", "ffn"), _is_mlp, fingerprint, _probe, MLPPatch
+)

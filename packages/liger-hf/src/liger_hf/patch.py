@@ -20,7 +20,7 @@ from torch import nn
 
 from .reporting import Report, Row
 
-__all__ = ["NothingToReplace", "Patch", "applied", "apply", "report", "revert"]
+__all__ = ["NothingToReplace", "Patch", "applied", "apply", "explain", "report", "revert"]
 
 RECORD = "_liger_hf"
 _lock = threading.RLock()
@@ -103,9 +103,15 @@ def patches(module: nn.Module) -> list[Patch]:
 
 
 def apply(
-    model: nn.Module, *, norms: bool = True, mlp: bool = True, rope: bool = True, loss: bool = True
+    model: nn.Module,
+    *,
+    norms: bool = True,
+    mlp: bool = True,
+    moe: bool = True,
+    rope: bool = True,
+    loss: bool = True,
 ) -> Report:
-    """Replace norms, gated MLPs, rotary embeddings, and head with loss by Liger kernels.
+    """Replace norms, MLPs, experts, rotary embeddings, and head with loss by Liger kernels.
 
     Layers are recognised by what they compute: each replacement is run beside the original on a
     small input, and a layer with which no replacement agrees is left alone. Only this instance
@@ -113,12 +119,16 @@ def apply(
 
     Args:
         model: a `transformers.PreTrainedModel`, or a module that holds one (PEFT, DDP, FSDP2 and
-        compiled models do). norms: RMS norms, on `liger_norms`.
-        mlp: gated MLPs, on `liger_activations`.
-        rope: rotary embeddings in attention layers, on `liger_rope`. loss: in training with labels,
-        the loss is computed from hidden states on `liger_losses`, and `outputs.logits`
-            turns into real logits when something reads it. In evaluation and without labels logits
-            are real. A batch without a single label to learn gives 0, where transformers gives NaN.
+            compiled models do).
+        norms: RMS and layer norms, with a gate or without, on `liger_norms`.
+        mlp: gated and squared-ReLU MLPs, on `liger_activations`.
+        moe: the gate of experts that go by transformers' experts interface, likewise; the products
+            beside it stay those of torch.
+        rope: rotary embeddings in attention layers, on `liger_rope`.
+        loss: in training with labels, the loss is computed from hidden states on `liger_losses`,
+            and `outputs.logits` turns into real logits when something reads it. In evaluation and
+            without labels logits are real. A batch without a single label to learn gives 0, where
+            transformers gives NaN.
 
     Returns:
         What was replaced and what was not, with the reasons; `print` it. A second call changes
@@ -129,18 +139,35 @@ def apply(
         ValueError: nothing could be replaced; the message holds the report.
     """
     with _lock:
-        return _apply(model, {"norms": norms, "mlp": mlp, "rope": rope, "loss": loss})[0]
+        flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
+        return _apply(model, flags)[0]
 
 
 def report(
-    model: nn.Module, *, norms: bool = True, mlp: bool = True, rope: bool = True, loss: bool = True
+    model: nn.Module,
+    *,
+    norms: bool = True,
+    mlp: bool = True,
+    moe: bool = True,
+    rope: bool = True,
+    loss: bool = True,
 ) -> Report:
     """What `apply` with these arguments would do, without doing it.
 
     Raises TypeError where `model` is not a module.
     """
     with _lock:
-        return _plan(model, {"norms": norms, "mlp": mlp, "rope": rope, "loss": loss})[0]
+        return _plan(model, {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss})[0]
+
+
+def explain(model: nn.Module) -> None:
+    """Print which canonical form every layer has, and how far it lies from it: the largest relative
+    difference between the layer and the form on the probe's inputs. Of a layer without a form, the
+    three next ones. Nothing is changed.
+
+    Raises TypeError where `model` is not a module.
+    """
+    print(report(model).explain())
 
 
 def revert(model: nn.Module) -> None:
@@ -155,11 +182,19 @@ def revert(model: nn.Module) -> None:
 
 @contextmanager
 def applied(
-    model: nn.Module, *, norms: bool = True, mlp: bool = True, rope: bool = True, loss: bool = True
+    model: nn.Module,
+    *,
+    norms: bool = True,
+    mlp: bool = True,
+    moe: bool = True,
+    rope: bool = True,
+    loss: bool = True,
 ) -> Iterator[Report]:
     """`apply` for the length of a `with` block. Patches that were there before it stay."""
     with _lock:
-        result, installed = _apply(model, {"norms": norms, "mlp": mlp, "rope": rope, "loss": loss})
+        result, installed = _apply(
+            model, {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
+        )
     try:
         yield result
     finally:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "bare",
     "difference",
     "fingerprint",
     "inputs",
@@ -33,9 +34,9 @@ def probing() -> Iterator[None]:
         yield
 
 
-def reseed() -> None:
+def reseed(seed: int = 0) -> None:
     """Every probe sees the same numbers. The generators of other devices are not touched."""
-    torch.default_generator.manual_seed(0)
+    torch.default_generator.manual_seed(seed)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,6 +58,13 @@ def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True)
         other.__dict__["_modules" if isinstance(value, nn.Module) else "_parameters"][name] = value
     other.training = training
     return other
+
+
+def bare(module: nn.Module, replaced: dict[str, Any], training: bool = True) -> nn.Module:
+    """A `stand_in` without the parameters that are not replaced: reading one is an error."""
+    other = stand_in(module, {}, training)
+    other.__dict__["_parameters"] = dict.fromkeys(module._parameters)
+    return stand_in(other, replaced, training)
 
 
 def difference(original: object, replacement: object) -> float:
@@ -84,12 +92,16 @@ def measured(gap: float) -> str:
     )
 
 
-def inputs(forward: Callable[..., Any]) -> int | None:
-    """How many inputs a method takes beside self; None where it takes a variable number."""
+def inputs(forward: Callable[..., Any]) -> dict[str, bool]:
+    """Names of the inputs that a method takes beside self -> whether it needs them. Those of a
+    variable number are left out: a replacement passes calls that have any on to the original.
+    """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return None
-    return len(parameters)
+    return {
+        p.name: p.default is p.empty
+        for p in parameters
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """The result of `apply` and `report`: one row for each layer that was looked at."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 __all__ = ["Report", "Row"]
@@ -9,13 +9,17 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: `form` is what it computes, `op` what does it now, `reason` why it was left."""
+    """One layer: `form` is what it computes, `op` what does it now, `reason` why it was left,
+    `part` the keyword of `apply` that it falls under, `numbers` what was measured.
+    """
 
     path: str
     kind: str
     form: str = ""
     op: str = ""
     reason: str = ""
+    part: str = ""
+    numbers: str = ""
 
 
 class Report:
@@ -39,24 +43,33 @@ class Report:
         return [row for row in self.rows if not row.op]
 
     def __str__(self) -> str:
+        return self._table(("form", "op"), lambda row: (row.form, _outcome(row)))
+
+    def explain(self) -> str:
+        """The table with the numbers: how far a layer lies from its form, or from the next ones."""
+        return self._table(
+            ("form", "measured", "op"), lambda row: (row.form, row.numbers, _outcome(row))
+        )
+
+    def _table(self, titles: tuple[str, ...], cells: Callable[[Row], tuple[str, ...]]) -> str:
         groups: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
-            what = row.op or f"not patched: {row.reason}"
-            groups.setdefault((re.sub(r"\d+", "#", row.path), row.kind, row.form, what), []).append(
-                row.path
-            )
-        lines = [("module", "class", "form", "op")]
-        lines += [
-            (_pattern(paths), kind, form, what) for (_, kind, form, what), paths in groups.items()
-        ]
-        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+            key = (re.sub(r"\d+", "#", row.path), row.kind, *cells(row))
+            groups.setdefault(key, []).append(row.path)
+        lines = [("module", "class", *titles)]
+        lines += [(_pattern(paths), *key[1:]) for key, paths in groups.items()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[3]])
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
         return "\n".join([*table, f"{len(self.patched)} patched, {len(self.refused)} not patched"])
 
     __repr__ = __str__
+
+
+def _outcome(row: Row) -> str:
+    return row.op or f"not patched: {row.reason}"
 
 
 def _pattern(paths: list[str]) -> str:

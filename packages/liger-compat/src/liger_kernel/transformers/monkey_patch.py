@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 FLAGS = {
     "norms": ("rms_norm",),
     "mlp": ("swiglu", "geglu", "relu_squared"),
+    "moe": ("swiglu", "geglu"),
     "rope": ("rope",),
     "loss": ("fused_linear_cross_entropy",),
 }

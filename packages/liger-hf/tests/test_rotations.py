@@ -1,0 +1,53 @@
+"""Rotary functions: which are recognised, and what is said of the others."""
+
+import liger_hf
+import pytest
+import torch
+from families import only_row
+from torch import nn
+
+
+def attention(rotation, parameters="q, k, cos, sin, unsqueeze_dim=1"):
+    """A module whose forward reaches a rotary function as a global."""
+    names = [p.split("=")[0].strip() for p in parameters.split(",")]
+    code = f"""
+def apply_rotary({parameters}):
+    return rotation({", ".join(names)})
+
+class Attention(nn.Module):
+    def forward(self, q, k, cos, sin):
+        return apply_rotary(q, k, cos, sin)
+"""
+    scope = {"nn": nn, "rotation": rotation}
+    exec(code, scope)
+    return scope["Attention"]()
+
+
+def turned(x, cos, sin, sign=1.0):
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + sign * torch.cat((-second, first), dim=-1) * sin
+
+
+@pytest.mark.parametrize(("sign", "form"), [(1, "rope half"), (-1, "rope half, opposite angle")])
+def test_rotation(sign, form):
+    layer = attention(
+        lambda q, k, cos, sin, d: tuple(
+            turned(x, cos.unsqueeze(d), sin.unsqueeze(d), sign) for x in (q, k)
+        )
+    )
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 1, 5, 8)
+    cos, sin = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    expected = layer(q, k, cos, sin)
+    (row,) = liger_hf.apply(layer, loss=False).rows
+    assert row.form == form
+    torch.testing.assert_close(layer(q, k, cos, sin), expected)
+
+
+def test_unknown_rotations_are_refused():
+    def scaled(q, k, cos, sin, d):
+        return tuple(1.01 * turned(x, cos.unsqueeze(d), sin.unsqueeze(d)) for x in (q, k))
+
+    row = only_row(attention(scaled), "rope")
+    assert "apply_rotary is none of the rotations; closest is rope half, relative" in row.reason
+    row = only_row(attention(scaled, "q, k, cos, sin, offset=1"), "rope")
+    assert row.reason == "apply_rotary takes (q, k, cos, sin, offset)"
