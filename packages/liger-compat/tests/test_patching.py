@@ -5,8 +5,10 @@ import inspect
 import logging
 import pickle
 
+import liger_hf
 import pytest
 import torch
+from liger_hf import Report
 from liger_kernel.transformers import (
     AutoLigerKernelForCausalLM,
     _apply_liger_kernel,
@@ -30,6 +32,8 @@ from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     StableLmConfig,
@@ -217,3 +221,30 @@ def test_every_type_has_its_function():
     of_glm = inspect.signature(MODEL_TYPE_TO_APPLY_LIGER_FN["glm4"]).parameters
     assert (of_glm["rope"].default, of_glm["rms_norm"].default) == (False, True)
     apply_liger_kernel_to_qwen2()
+
+
+def test_flags_of_liger_hf(monkeypatch):
+    """Each is asked for by one of ours."""
+    names = [
+        n for n, p in inspect.signature(liger_hf.apply).parameters.items() if p.default is True
+    ]
+    assert set(names) == monkey_patch.FLAGS.keys()
+    asked = []
+    monkeypatch.setattr(liger_hf, "apply", lambda model, **flags: asked.append(flags) or Report(()))
+    model = llama()
+    off = {"swiglu": {"mlp", "moe"}, "rms_norm": {"norms"}, "rope": {"rope"}}
+    for flag, expected in {**off, "fused_linear_cross_entropy": {"loss"}}.items():
+        apply_liger_kernel_to_llama(model=model, **{flag: False})
+        assert {name for name, on in asked.pop().items() if not on} == expected
+
+
+def test_layer_norms_and_experts():
+    options = {**_small(), "num_local_experts": 4, "num_experts_per_tok": 2}
+    for plain in (
+        MixtralForCausalLM(MixtralConfig(**options)),
+        StableLmForCausalLM(StableLmConfig(**_small())),
+    ):
+        expected = loss_and_gradients(plain)
+        _apply_liger_kernel_to_instance(model=plain, swiglu=True)
+        assert_close(loss_and_gradients(plain), expected)
+    assert "LigerLayerNorm" in repr(plain.model.norm)

@@ -1,6 +1,8 @@
 """The trainers of the installed TRL with `use_liger_kernel=True`: the losses of a run without."""
 
 import pytest
+
+pytest.importorskip("trl")
 from datasets import Dataset
 from tiny import arguments, llama, losses, sentences, tokenizer
 from torch.testing import assert_close

@@ -34,6 +34,8 @@ FLAGS = {
     "rope": ("rope",),
     "loss": ("fused_linear_cross_entropy",),
 }
+# what is installed -> the name that a layer shows
+NAMES = {"liger_norms.rms_norm": "LigerRMSNorm", "liger_norms.layer_norm": "LigerLayerNorm"}
 ANY_TYPE = signature(LLAMA)
 # first parameters of a rotary function that ours can stand in for
 TABLES = ["q", "k", "cos", "sin"]
@@ -74,10 +76,10 @@ def _patch_instance(model: nn.Module, flags: dict[str, bool]) -> None:
         module = model.get_submodule(row.path)
         if row.op == "liger_rope.rope" and row.form == "rope half":
             _replace_rotary(module)
-        elif row.op == "liger_norms.rms_norm":
-            _show_as(module, "LigerRMSNorm")
         elif row.op == "liger_activations.glu":
             _show_as(module, "LigerGEGLUMLP" if "gelu" in row.form else "LigerSwiGLUMLP")
+        elif row.op in NAMES:
+            _show_as(module, NAMES[row.op])
 
 
 def _show_as(module: Any, name: str) -> None:
