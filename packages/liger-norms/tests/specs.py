@@ -10,6 +10,7 @@ from liger_norms.fused_add_norm import (
 )
 from liger_norms.layer_norm import layer_norm, layer_norm_ref
 from liger_norms.rms_norm import rms_norm, rms_norm_ref
+from liger_norms.row_norm import _bwd_config
 
 
 def weighted(new, shape):
@@ -32,7 +33,7 @@ def peak(tensors, stats, weights):
         if N * itemsize > 32768:
             programs, stats_ = -(-8 * sms // -(-N // 1024)), stats + 2
         else:
-            programs, stats_ = sms, stats
+            programs, stats_ = sms * _bwd_config(N, itemsize, tensors, weights)[0], stats
         sums = weights * (4 * min(programs, M) + itemsize) * N
         return tensors * M * N * itemsize + 4 * stats_ * M + sums
 

@@ -3,6 +3,7 @@
 import torch
 from liger_core.testing import BenchCase, OpSpec, replace
 from liger_norms.gated_rms_norm import gated_rms_norm, gated_rms_norm_ref
+from liger_norms.gated_row_norm import _bwd_config
 
 
 def inputs(new, shape):
@@ -12,7 +13,8 @@ def inputs(new, shape):
 def peak(shape, itemsize, sms, group_size=None, **_):
     M, N = shape
     K = group_size or N
-    return 3 * M * N * itemsize + 4 * M * N // K + 4 * sms * K
+    programs = _bwd_config(K, itemsize)[-1] * sms
+    return 3 * M * N * itemsize + 4 * M * N // K + 4 * programs * K
 
 
 GATE_FIRST = {"norm_before_gate": False}

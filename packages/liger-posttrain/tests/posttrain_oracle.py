@@ -62,7 +62,7 @@ ALGORITHMS = {
     ),
     "gspo_token": (gspo_token, "sequences"),
     "luspo": (
-        lambda lp, lr, a: clipped(lr.mean().exp(), a, 2e-3, 2.5e-3).expand(len(lp)), "sums",
+        lambda lp, lr, a: clipped(lr.mean().exp(), a, 0.2, 0.2).expand(len(lp)), "sums",
     ),
     "cispo": (lambda lp, lr, a: -lr.exp().detach().clamp(max=5.0) * a * lp, "tokens"),
     "sapo": (sapo, "sequences"),

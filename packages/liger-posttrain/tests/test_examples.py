@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("dpo", {}, {"PAIRS": 4}, -1),
         ("kto", {}, {"BATCH": 8}, 1),
         ("distillation", {"on_policy": True}, {"BATCH": 8}, -1),
+        ("sft", {"dft": True}, {"BATCH": 8}, -1),
     ],
 )
 def test_improves(name, options, smaller, sign, monkeypatch, capsys):

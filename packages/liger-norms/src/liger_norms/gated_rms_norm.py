@@ -85,7 +85,8 @@ def gated_rms_norm(
         gate first it is in the promoted dtype of x and weight.
 
     Peak memory: y, dx and dgate, 4 bytes a group of columns of each row for 1 / rms, and for the
-    weight's gradient 4 group_size bytes a streaming multiprocessor.
+    weight's gradient 4 group_size bytes a program, of which there are up to six a streaming
+    multiprocessor.
 
     Raises:
         ValueError: shapes that do not fit, a group_size that does not divide N, an unknown

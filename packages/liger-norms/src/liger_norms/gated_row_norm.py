@@ -168,10 +168,14 @@ def _fwd_config(K: int) -> tuple[int, int, int]:
 def _bwd_config(K: int, itemsize: int) -> tuple[int, int, int, int, int]:
     """Rows, columns and warps of a tile, pipeline stages, programs an SM.
 
-    Stages beyond the first hold x, gate, dy and w in shared memory, of which every target lends
-    128 KiB; up to 8192 elements of one row leave registers for a stage less.
+    Tiles of 1024 elements, several programs an SM, where a group fits one. Stages beyond the first
+    hold x, gate, dy and w in shared memory, of which every target lends 128 KiB; up to 8192
+    elements of one row leave registers for a stage less.
     """
     block_m, block_k, _ = _fwd_config(K)
+    if block_k <= 1024:
+        warps, per_sm = (4, 4) if block_k > 512 else (2, 6)
+        return 1024 // block_k, block_k, warps, 3, per_sm
     stages = 1 + 2**17 // (block_m * block_k * itemsize * 4)
     return block_m, block_k, 16, max(1, min(stages, 2 if block_k == 8192 else 3)), 1
 

@@ -56,7 +56,7 @@ def layer_norm(
         [..., N] in the dtype of x, formed in fp32 (fp64 for float64) and rounded once.
 
     Peak memory: y and dx, 8 bytes a row for mean and rstd, and 4 N bytes for each of weight and
-    bias a program, of which there is one a streaming multiprocessor.
+    bias a program, of which there are one or two a streaming multiprocessor.
 
     Raises:
         ValueError: shapes that do not fit, a negative eps, tensors on different devices.

@@ -66,8 +66,8 @@ def rms_norm(
         [..., N] in the dtype of x, or the promoted dtype for `cast="before"`. Statistics are fp32
         (fp64 for float64).
 
-    Peak memory: y and dx, 4 bytes a row for rstd, and 4 N bytes a program, of which there is one a
-    streaming multiprocessor.
+    Peak memory: y and dx, 4 bytes a row for rstd, and 4 N bytes a program, of which there are one
+    or two a streaming multiprocessor.
 
     Raises:
         ValueError: shapes that do not fit, an unknown `cast`, a negative eps, tensors on different

@@ -41,25 +41,27 @@ _WIDEST = 32768
 
 
 def _cut(N: int) -> tuple[int, int]:
-    """Number and columns of the tiles of a row: 1 of 4096, 5 of 1024, 7 of 2048."""
-    if N <= 1024:
-        return 1, power_of_2(N)
-    block_n = power_of_2(N) // 8
+    """Number and columns of the tiles of a row: 1 of 4096, 5 of 1024, 7 of 2048.
+
+    A tile with few idle lanes is faster than several, up to 8192.
+    """
+    whole = power_of_2(N)
+    if N <= 1024 or (whole <= 8192 and 4 * N > 3 * whole):
+        return 1, whole
+    block_n = whole // 8
     tiles = ceil_div(N, block_n)
     # 6 tiles are 3 of twice the width
     twos = tiles & -tiles
     return tiles // twos, block_n * twos
 
 
-def _fwd_config(N: int, itemsize: int, residual: bool) -> dict[str, int]:
-    """2048 elements or one row a program, with 16 bytes of a tile a thread where a row is cut.
-
-    Of a wide row as many tiles are held as there are registers for; one program then fills an SM,
-    and the rows that are read at a time fit the L2 cache.
+def _fwd_config(N: int, itemsize: int) -> dict[str, int]:
+    """2048 elements or one row a program, with 16 bytes of a tile a thread where a row is cut; of a
+    wide row one tile is held.
     """
     if N * itemsize > _WIDEST:
         tiles, block_n = ceil_div(N * itemsize, _WIDEST // 2), _WIDEST // 2 // itemsize
-        held, block_m, warps = min(tiles, 2 if residual else 4), 1, 16
+        held, block_m, warps = 1, 1, 16
     else:
         tiles, block_n = _cut(N)
         held, block_m = tiles, max(1, 2048 // (tiles * block_n))
@@ -111,7 +113,7 @@ def row_norm_fwd(
     mean = torch.empty_like(rstd) if layer else None
     if M:
         G = _groups(w, b)
-        config = _fwd_config(N, dtype.itemsize, residual is not None)
+        config = _fwd_config(N, dtype.itemsize)
         launch(
             _row_norm_fwd_kernel, (ceil_div(M, config["BLOCK_M"]),),
             rows, more, w, b, s, y, mean, rstd, rows.stride(0),

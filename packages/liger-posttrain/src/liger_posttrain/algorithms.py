@@ -39,7 +39,7 @@ ALGORITHMS = {
         "clip", "sequence_token", "grpo", {"epsilon_low": 3e-4, "epsilon_high": 4e-4}
     ),
     # arXiv:2602.05261
-    "luspo": Algorithm("clip", "sequence", "luspo", {"epsilon_low": 2e-3, "epsilon_high": 2.5e-3}),
+    "luspo": Algorithm("clip", "sequence", "luspo"),
     # arXiv:2506.13585, arXiv:2510.13786
     "cispo": Algorithm("cispo", "token", "dapo"),
     # arXiv:2511.20347

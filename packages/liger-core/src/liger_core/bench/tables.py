@@ -154,7 +154,9 @@ def write_tables(results: Path, readme: Path, docs: Path, check: bool = False) -
 
 def _headline(documents: list[Record]) -> str:
     steps = [step_table(document) for document in documents if "step" in document]
-    return "\n\n".join([_environment(documents[0]), readme_table(documents), *steps])
+    shown = [d for d in documents if "step" in d or any(row.get("readme") for row in d["rows"])]
+    runs = "\n".join(f"- {d['family']}: {_environment(d)}" for d in shown)
+    return "\n\n".join([runs, readme_table(documents), *steps])
 
 
 def _full_table(document: Record, row: Record) -> str:
