@@ -24,6 +24,11 @@ from .signatures import LLAMA, MODEL_TYPES, SIGNATURES, signature
 
 __all__ = ["MODEL_TYPE_TO_APPLY_LIGER_FN"]
 
+if TYPE_CHECKING:
+    # most of the names are generated
+    def __getattr__(name: str) -> Any: ...
+
+
 logger = logging.getLogger(__name__)
 
 # flag of `liger_hf.apply` -> the flags that ask for it, of which a function has one or none
@@ -89,10 +94,11 @@ def _show_as(module: Any, name: str) -> None:
 
 def _replace_rotary(attention: nn.Module) -> None:
     """In the modeling file of an attention layer, whose rotary function was verified."""
-    name, names = "apply_rotary_pos_emb", inspect.unwrap(type(attention).forward).__globals__
-    called = inspect.unwrap(type(attention).forward).__code__.co_names
-    if name in called and [*inspect.signature(names[name]).parameters][:4] == TABLES:
-        names[name] = liger_rotary_pos_emb
+    forward, name = inspect.unwrap(type(attention).forward), "apply_rotary_pos_emb"
+    if name in forward.__code__.co_names:
+        known = inspect.signature(forward.__globals__[name]).parameters
+        if list(known)[:4] == TABLES:
+            forward.__globals__[name] = liger_rotary_pos_emb
 
 
 def _make(name: str) -> Callable[..., None]:
@@ -114,11 +120,6 @@ def _make(name: str) -> Callable[..., None]:
 
 
 _FUNCTIONS = {name: _make(name) for name in SIGNATURES}
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...
-
-
 MODEL_TYPE_TO_APPLY_LIGER_FN = {kind: _FUNCTIONS[name] for kind, name in MODEL_TYPES.items()}
 # those of parts, such as qwen3_5_text, too: some tools expect one by the name of each type
 globals().update(
