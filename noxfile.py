@@ -81,14 +81,14 @@ def support(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """The GPU-marked tests. `nox --no-venv -s gpu` uses the torch that is already there."""
     suites, options = _suites(session, BESIDE_PEERS)
-    env = _install(session, *_groups("test"))
+    env = _install(session, *_groups("test"), packages=BESIDE_PEERS)
     session.run("python", "-m", "pytest", "-m", "gpu", *options, *suites, env=env)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure every op beside PyTorch and the installed peers; `-- tables` renews the README."""
-    env = _install(session, *_groups("test"))
+    env = _install(session, *_groups("test"), packages=BESIDE_PEERS)
     command = session.posargs or ["run"]
     session.run("python", "-m", "liger_core.bench", *command, env=env)
 
@@ -142,13 +142,14 @@ def _groups(group: str) -> list[str]:
     return [f"packages/{package}/pyproject.toml:{group}" for package in PACKAGES]
 
 
-def _install(session: nox.Session, *groups: str) -> dict[str, str]:
-    """Install all packages editable, with dependency groups; returns the environment to run in."""
+def _install(
+    session: nox.Session, *groups: str, packages: Iterable[str] = PACKAGES
+) -> dict[str, str]:
+    """Install packages editable, with dependency groups; returns the environment to run in."""
     if not session.virtualenv.is_sandboxed:
-        sources = (f"{ROOT}/packages/{package}/src" for package in BESIDE_PEERS)
-        return {"PYTHONPATH": os.pathsep.join(sources)}
+        return {"PYTHONPATH": os.pathsep.join(f"{ROOT}/packages/{name}/src" for name in packages)}
     session.install("hatchling>=1.27", "editables")
-    editable = (argument for package in PACKAGES for argument in ("-e", f"packages/{package}"))
+    editable = (argument for package in packages for argument in ("-e", f"packages/{package}"))
     session.install("--no-build-isolation", *editable)
     session.install(*(argument for group in groups for argument in ("--group", group)))
     return {}
