@@ -12,6 +12,7 @@ from liger_posttrain.importance import high_entropy_mask, sampler_ratio
 from liger_posttrain.kl import KL_ESTIMATORS, bias_corrected
 from liger_posttrain.kto import bco_delta, kto_baseline
 from liger_posttrain.linear_distillation import DISTILLATION
+from liger_posttrain.policy import vespo_weight
 from liger_posttrain.reductions import token_weights
 
 
@@ -59,6 +60,17 @@ def test_sampler_ratio(mode, expected):
     close(found, expected)
     with pytest.raises(ValueError, match="mode must be one of"):
         sampler_ratio(old, sampler, mask, mode="mask")
+
+
+def test_vespo_counts_the_ratio_of_a_sequence_once():
+    log_ratio, mask = new().normal(2, 3, std=0.1), torch.ones(2, 3, device=device())
+    mask[1, 2] = 0.0
+    advantages = torch.tensor([[1.0], [-1.0]], device=device())
+    tokens = new(1).uniform(2, 3, low=0.8, high=1.2)
+    sequence = tokens.where(mask != 0, 1.0).prod(-1, keepdim=True)
+    of_tokens = vespo_weight(log_ratio, advantages, mask, tokens)
+    close(vespo_weight(log_ratio, advantages, mask, sequence), of_tokens)
+    assert not torch.allclose(vespo_weight(log_ratio, advantages, mask), of_tokens)
 
 
 def test_high_entropy():

@@ -95,7 +95,10 @@ def vespo_weight(
         log_w = (log_ratio.clamp(-20.0, 20.0) * mask).sum(-1, keepdim=True)
         if importance_sampling_ratio is not None:
             correction = importance_sampling_ratio.log().clamp(floor, 20.0)
-            log_w = log_w + (correction * mask).sum(-1, keepdim=True)
+            # of tokens, or of the sequence already
+            if correction.shape[-1] == mask.shape[-1]:
+                correction = (correction * mask).sum(-1, keepdim=True)
+            log_w = log_w + correction
         log_w = log_w.clamp(floor, 20.0)
         k = torch.where(advantages >= 0, k_pos, k_neg)
         decay = torch.where(advantages >= 0, lambda_pos, lambda_neg).clamp(min=1e-4)
