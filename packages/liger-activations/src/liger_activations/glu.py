@@ -15,12 +15,12 @@ Source: Shazeer 2020, arXiv:2002.05202; OpenAI 2025, arXiv:2508.10925 for the li
 from typing import Any
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import use_kernels
 from liger_core.kernels import ceil_div
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .pointwise import ACTIVATIONS, TILE, act_ref, flat_rows, gate_and_up
 

@@ -11,12 +11,12 @@ Source: So et al. 2021, arXiv:2109.08668.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import use_kernels
 from liger_core.kernels import ceil_div
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .pointwise import TILE, flat_rows
 

@@ -21,12 +21,12 @@ doi:10.1007/BF00938486.
 """
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
 from liger_core.kernels import as_rows, ceil_div, power_of_2
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Sparsemax", "sparsemax", "sparsemax_ref"]
 

@@ -16,11 +16,11 @@ Source: Su et al. 2021, arXiv:2104.09864.
 from typing import NamedTuple
 
 import torch
+from liger_core.autograd import once_differentiable
 from liger_core.kernels import power_of_2
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["Rotation", "rotate", "rotate_fwd"]
 
