@@ -8,6 +8,7 @@ from liger_norms.modulated_norm import (
     modulated_rms_norm,
     modulated_rms_norm_ref,
 )
+from liger_norms.row_norm import _bwd_config
 
 
 def modulated(new, shape):
@@ -32,7 +33,9 @@ def peak(stats, weights):
 
     def formula(shape, itemsize, sms):
         B, T, N = shape
-        small = 2 * 4 * N * B * (min(-(-sms // B), T) + 1) + (1 + weights) * 4 * N * B
+        per_sm, config = _bwd_config(N, itemsize, 2, 2)
+        programs = min(per_sm * sms, -(-T // (64 * config["BLOCK_M"])))
+        small = 2 * 4 * N * B * (programs + 1) + (1 + weights) * 4 * N * B
         return 2 * B * T * N * itemsize + 4 * stats * B * T + small
 
     return formula

@@ -96,3 +96,16 @@ def test_module(kind):
     assert same_bits(copy.deepcopy(module)(x, scale, shift), function(x, scale, shift))
     names = ["weight"] if kind is ModulatedRMSNorm else ["weight", "bias"]
     assert [name for name, _ in kind(32).named_parameters()] == names
+
+
+def test_a_sample_has_its_bits_in_any_batch():
+    """Its rows, enough for several programs, are summed alike whatever the others are."""
+    inputs = [new().normal(3, 20_000, 8), *(new(seed=i).normal(3, 8) for i in (1, 2))]
+    dy = new(seed=3).normal(3, 20_000, 8)
+
+    def gradients(samples):
+        leaves = [t[samples].clone().requires_grad_() for t in inputs]
+        return torch.autograd.grad(modulated_layer_norm(*leaves), leaves, dy[samples])
+
+    for whole, alone in zip(gradients(slice(3)), gradients(slice(1, 2)), strict=True):
+        assert torch.equal(whole[1:2], alone)

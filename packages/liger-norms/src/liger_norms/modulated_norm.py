@@ -77,8 +77,8 @@ def modulated_rms_norm(
     Returns:
         [..., N] in the dtype of x, formed in fp32 (fp64 for float64) and rounded once.
 
-    Peak memory: y and dx, 4 bytes a row, 4 N bytes for each of scale and shift a program (one a
-    streaming multiprocessor, or one a sample if there are more), and for each sample what scale,
+    Peak memory: y and dx, 4 bytes a row, 4 N bytes for each of scale and shift a program (one for
+    some 64 rows of a sample, as many as the device holds at most), and for each sample what scale,
     shift and their product with the weight take.
 
     Raises:

@@ -151,7 +151,7 @@ def row_norm_bwd(
 def _narrow_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
     (M, N), (_, offset, cast, _) = s.shape, form
     per_sm, config = _bwd_config(N, s.element_size(), 2 if ds is None else 3, len(wanted))
-    P = _programs(per_sm * num_sms(s), M // T, T, config["BLOCK_M"])
+    P = _programs(per_sm * num_sms(s), M // T, T, config["BLOCK_M"], wanted)
     sums = _empty_sums(wanted, M // T, P, s, rstd)
     launch(
         _row_norm_bwd_kernel, (M // T * P,),
@@ -166,7 +166,7 @@ def _wide_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
     (M, N), (_, offset, cast, _) = s.shape, form
     per_sm, means, config = _wide_bwd_config(N, s.element_size())
     blocks = ceil_div(N, config["BLOCK_N"])
-    P = _programs(ceil_div(per_sm * num_sms(s), blocks), M // T, T, config["BLOCK_M"])
+    P = _programs(ceil_div(per_sm * num_sms(s), blocks), M // T, T, config["BLOCK_M"], wanted)
     sums = _empty_sums(wanted, M // T, P, s, rstd)
     c1, c2 = torch.empty((2, M), dtype=rstd.dtype, device=s.device)
     strides = s.stride(0), dy.stride(0), 0 if ds is None else ds.stride(0)
@@ -183,9 +183,12 @@ def _wide_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
     return sums
 
 
-def _programs(all_groups: int, G: int, T: int, block_m: int) -> int:
-    """Of a group, where `all_groups` together have so many."""
-    return max(1, min(ceil_div(all_groups, G), ceil_div(T, block_m)))
+def _programs(most: int, G: int, T: int, block_m: int, wanted: list[Tensor]) -> int:
+    """Of a group of T rows, where `most` fit the device."""
+    # a group's own sums have the same bits however many others there are
+    if wanted and wanted[0].ndim > 1:
+        return max(1, min(most, ceil_div(T, 64 * block_m)))
+    return max(1, min(ceil_div(most, G), ceil_div(T, block_m)))
 
 
 def _empty_sums(wanted: list[Tensor], G: int, P: int, s: Tensor, rstd: Tensor) -> Tensor | None:
