@@ -136,8 +136,7 @@ def _config(x: Tensor, operands: int) -> tuple[int, int, int, int]:
     """
     M, N = x.shape
     block_n = power_of_2(N)
-    # the backward, which sums one product, has registers for more
-    if block_n > (16384 if operands == 1 else 65536 // x.element_size()):
+    if block_n > 16384:
         resident = max(1, _IN_FLIGHT // (N * x.element_size() * operands))
         return min(M, num_sms(x) * resident), 0, 8192 if N <= 65536 else 16384, 16
     block_m = max(1, 2048 // max(block_n, 16))

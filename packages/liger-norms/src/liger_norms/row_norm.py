@@ -56,16 +56,16 @@ def _cut(N: int) -> tuple[int, int]:
 
 
 def _fwd_config(N: int, itemsize: int) -> dict[str, int]:
-    """2048 elements or one row a program, with 16 bytes of a tile a thread where a row is cut; of a
-    wide row one tile is held.
-    """
+    """2048 elements or one row a program; of a wide row one tile is held."""
     if N * itemsize > _WIDEST:
         tiles, block_n = ceil_div(N * itemsize, _WIDEST // 2), _WIDEST // 2 // itemsize
         held, block_m, warps = 1, 1, 16
     else:
         tiles, block_n = _cut(N)
         held, block_m = tiles, max(1, 2048 // (tiles * block_n))
-        warps = min(max(block_m * block_n // (1024 if tiles == 1 else 256), 4), 16)
+        warps = min(max(block_m * block_n // 1024, 4), 16)
+        if tiles > 1:
+            warps = 2 if block_n <= 1024 else 8
     return {
         "num_warps": warps, "HELD": held, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n,
     }  # fmt: skip

@@ -279,8 +279,8 @@ def _wide_bwd_kernel(
             c1, c2 = tl.load(C1 + rows, mask=valid, other=0.0), 0.0
             if MEAN is not None:
                 c2 = tl.load(C2 + rows, mask=valid, other=0.0)
-            dx = _dx(g, xhat, c1, c2, rstd, MEAN)
-            _store_dx(dx, DS, DX, rows, cols, valid, stride_ds, N)
+            # not multiplied out, which takes more registers
+            _store_dx((g - c2 - xhat * c1) * rstd, DS, DX, rows, cols, valid, stride_ds, N)
         if DW:
             dw += dy * _rounded(xhat, S, CAST)
         if DB:
