@@ -173,7 +173,8 @@ def _full_table(document: Record, row: Record) -> str:
             for key in ("fwd", "full", "gpu", "host")
         ]
         peak = "" if result.get("peak") is None else f"{result['peak']:,.0f}"
-        error = f"{max(result['error'].values()):.2g}"
+        errors = result["error"].values()
+        error = f"{max(errors):.2g}" if errors else ""
         lines.append(
             f"| {result['name']} | {' | '.join(times)} | {peak} "
             f"| {_rate(document, row, result)} | {error} |"

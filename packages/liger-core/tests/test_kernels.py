@@ -1,0 +1,26 @@
+"""Device functions that kernels share, beside PyTorch in fp64."""
+
+import pytest
+import torch
+from liger_core.device import use_kernels
+from liger_core.kernels import log2
+from liger_core.lang import tl, triton
+from liger_core.launch import launch
+from liger_core.testing.running import device
+
+
+@triton.jit
+def _log2_kernel(X, Y, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(Y + at, log2(tl.load(X + at, mask=at < n, other=1.0)), mask=at < n)
+
+
+def test_log2_keeps_its_digits_near_one_and_far_from_it():
+    steps = torch.arange(1, 24, dtype=torch.float32)
+    far = torch.linspace(-120.0, 120.0, 200).exp2()
+    x = torch.cat([torch.ones(1), 1.0 - 0.5**steps, 1.0 + 0.5**steps, far]).to(device())
+    if not use_kernels(x):
+        pytest.skip("a device function needs a kernel")
+    y = torch.empty_like(x)
+    launch(_log2_kernel, (1,), x, y, x.numel(), BLOCK=256)
+    torch.testing.assert_close(y.double(), x.double().log2(), rtol=4e-7, atol=0.0)
