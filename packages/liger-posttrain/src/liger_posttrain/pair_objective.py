@@ -20,7 +20,7 @@ from .preference import PAIR_LOSSES
 __all__ = ["PairObjective", "pair_metrics"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairObjective:
     """Rows of `PAIR_LOSSES` with weights, and what they take."""
 

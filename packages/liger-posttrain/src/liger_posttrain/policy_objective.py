@@ -21,7 +21,7 @@ from .policy import SURROGATES
 __all__ = ["PolicyObjective", "policy_metrics"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PolicyObjective:
     """Names in the tables of its parts, and numbers; the arguments of `LinearGRPOLoss`."""
 
@@ -105,8 +105,9 @@ def policy_metrics(aux: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]
         if name in ("clip_ratio/low", "clip_ratio/high"):
             counted = mask if x.shape == mask.shape else mask.any(-1, keepdim=True)
             each = (x & counted).sum(-1) / counted.sum(-1)
-            # a quantile, since amin and amax of NaN are NaN
-            each = torch.cat([each, each.new_full((1,), float("nan"))])
-            end, q = ("min", 0.0) if name.endswith("low") else ("max", 1.0)
-            found[f"{name}_{end}"] = torch.nanquantile(each, q)
+            end, none = ("min", float("inf")) if name.endswith("low") else ("max", -float("inf"))
+            # none of a sequence without tokens, also where there is no other
+            each = torch.cat([each.nan_to_num(none), each.new_full((1,), none)])
+            extreme = each.amin() if end == "min" else each.amax()
+            found[f"{name}_{end}"] = extreme.masked_fill(extreme.isinf(), float("nan"))
     return found
