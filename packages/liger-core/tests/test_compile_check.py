@@ -51,7 +51,7 @@ BIG = {"TWICE": False, "BLOCK": 256, "BLOCK_K": 32}
         (entry("clean", BLOCK=65536), "sm_80", None),
         (entry("clean", listed=True, BLOCK=65536), "sm_90", "spills"),
         (entry("matmul", MATMUL, listed=True, warps=2, stages=1, **BIG), "gfx942", "spills"),
-        (entry("clean", warps=32, BLOCK=4096), "gfx942", "2048 threads of 1024"),
+        (entry("clean", listed=True, warps=32, BLOCK=4096), "gfx942", None),
         (entry("int32_address", BLOCK=1024), "sm_100", PRODUCT),
         (entry("int32_carried", BLOCK=1024), "sm_90", PRODUCT),
         (entry("float_atomic", SUM, BLOCK=64), "sm_90", "float atomic"),

@@ -14,6 +14,8 @@ from .lang import INTERPRET, triton
 
 __all__ = ["launch"]
 
+# a block has at most 1024 threads: 32 warps, 16 of AMD's
+_MAX_WARPS = 16 if torch.version.hip else 32
 # key -> (Triton's compiled kernel, the constants that complete its arguments)
 _compiled: dict[tuple[object, ...], tuple[Any, tuple[object, ...]]] = {}
 
@@ -33,12 +35,13 @@ def launch(
         grid: up to three program counts.
         args: run-time arguments in signature order, the first a tensor: tensors, None, ints,
             floats.
+        num_warps: of a program; as many fewer as the largest block of the device demands.
         constants: every constexpr parameter, by name.
 
     Raises:
         ValueError: a tensor without storage of its own, such as a sharded DTensor.
     """
-    first = args[0]
+    first, num_warps = args[0], min(num_warps, _MAX_WARPS)
     if INTERPRET or torch.compiler.is_compiling():
         kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
     elif not first.is_cuda:

@@ -29,21 +29,17 @@ from liger_core.launch import launch
 from torch import Tensor
 
 from .row_loss_torch import Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch
-from .row_tiles import LOG2_E, _is_edge, _load, _statistics, _unit
+from .row_tiles import LOG2_E, _capped, _columns, _load, _statistics, _tile, _unit
 
 __all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd"]
 
 
 @triton.jit
-def _gradient_tile(
-    X, WEIGHT, DX, cols, target, lse, rest, w_t, mean_weight, g, V,
-    label_smoothing, z_loss, softcap, logit_scale, EDGE: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradient of a tile of logits, `g` being that of the row's loss."""
-    y, slope = _load(X, cols, V, softcap, logit_scale, lse.dtype, EDGE)
+def _factors(lse, w_t, mean_weight, V, label_smoothing, z_loss):
+    """k, the smoothing, and what the gradient of the target has beside -rest * k."""
     k = w_t
-    own = 0.0
-    smooth = 0.0
+    own = tl.zeros_like(lse)
+    smooth = tl.zeros_like(lse)
     if label_smoothing is not None:
         smooth = tl.cast(label_smoothing, lse.dtype)
         k = (1.0 - smooth) * w_t + smooth * mean_weight
@@ -51,39 +47,31 @@ def _gradient_tile(
     if z_loss is not None:
         k += 2.0 * tl.cast(z_loss, lse.dtype) * lse
         own += 2.0 * tl.cast(z_loss, lse.dtype) * lse
-    scale = slope * g
-    dx = tl.exp2(y * (_unit(softcap, logit_scale) * LOG2_E) - lse * LOG2_E) * (k * scale)
-    if label_smoothing is not None:
-        if WEIGHT is not None:
-            dx -= tl.load(WEIGHT + cols, mask=cols < V, other=0.0).to(lse.dtype) * (
-                smooth / V * scale
-            )
-        else:
-            dx -= smooth / V * scale
-    if EDGE:
-        dx = tl.where(cols == target, (own - rest * k) * scale, dx)
-        tl.store(DX + cols, dx.to(DX.dtype.element_ty), mask=cols < V)
-    else:
-        tl.store(DX + cols, dx.to(DX.dtype.element_ty))
+    return k, smooth, own
 
 
 @triton.jit
 def _gradient(
-    X, WEIGHT, DX, start, target, lse, rest, w_t, mean_weight, g, V,
-    label_smoothing, z_loss, softcap, logit_scale, BLOCK_V: tl.constexpr,
+    x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing, softcap, logit_scale
 ):  # fmt: skip
-    """`_gradient_tile` at `start`, with the checks of an edge only where it is one."""
-    cols = start + tl.arange(0, BLOCK_V)
-    if _is_edge(start, target, V, BLOCK_V):
-        _gradient_tile(
-            X, WEIGHT, DX, cols, target, lse, rest, w_t, mean_weight, g, V,
-            label_smoothing, z_loss, softcap, logit_scale, EDGE=True,
-        )  # fmt: skip
-    else:
-        _gradient_tile(
-            X, WEIGHT, DX, cols, target, lse, rest, w_t, mean_weight, g, V,
-            label_smoothing, z_loss, softcap, logit_scale, EDGE=False,
-        )  # fmt: skip
+    """Writes the gradient of a tile of logits x, its target as any other, where `g` is that of the
+    row's loss.
+    """
+    y, slope = _capped(x, None, softcap, logit_scale, lse.dtype)
+    scale = slope * g
+    dx = tl.exp2(y * (_unit(softcap, logit_scale) * LOG2_E) - lse * LOG2_E) * (k * scale)
+    inside = cols < V - start
+    if label_smoothing is not None:
+        if WEIGHT is not None:
+            dx -= tl.load(WEIGHT + start + cols, mask=inside, other=0.0).to(lse.dtype) * (
+                smooth / V * scale
+            )
+        else:
+            dx -= smooth / V * scale
+    # first out of the cache, which the rows still to be read again have use for
+    tl.store(
+        DX + start + cols, dx.to(DX.dtype.element_ty), mask=inside, eviction_policy="evict_first"
+    )
 
 
 @triton.jit
@@ -95,6 +83,13 @@ def _weights(WEIGHT, MEAN_WEIGHT, target, V, acc: tl.constexpr):
         w_t = tl.load(WEIGHT + target, mask=(target >= 0) & (target < V), other=0.0).to(acc)
         mean_weight = tl.load(MEAN_WEIGHT).to(acc)
     return w_t, mean_weight
+
+
+@triton.jit
+def _target(X, target, V, softcap, logit_scale, acc: tl.constexpr):
+    """`_load` of the target, NaN for one out of range."""
+    y_t, slope = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
+    return tl.where((target >= 0) & (target < V), y_t, float("nan")), slope
 
 
 @triton.jit
@@ -135,9 +130,10 @@ def _row_loss_fwd_kernel(
                 tl.store(DX + start + cols, zeros, mask=start + cols < V)
         return
 
+    y_t, slope_t = _target(X, target, V, softcap, logit_scale, acc)
     lse, rest, log_prob, wz, argmax = _statistics(
-        X, WEIGHT, target, V, label_smoothing, softcap, logit_scale, acc, ARGMAX is not None,
-        BLOCK_V,
+        X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale, acc,
+        ARGMAX is not None, BLOCK_V,
     )  # fmt: skip
     w_t, mean_weight = _weights(WEIGHT, MEAN_WEIGHT, target, V, acc)
     # a difference, so that nothing costs 0 and not -0
@@ -153,13 +149,22 @@ def _row_loss_fwd_kernel(
         g = tl.load(G + row * stride_g).to(acc)
         if BY_PROBABILITY:
             g *= tl.exp2(log_prob * LOG2_E)
+        k, smooth, own = _factors(lse, w_t, mean_weight, V, label_smoothing, z_loss)
         # last tile first: it is the one most likely still in the cache
+        cols = _columns(BLOCK_V)
+        last = (V - 1) // BLOCK_V * BLOCK_V
+        ahead = _tile(X, last, cols, V)
         for back in range(0, V, BLOCK_V):
-            start = (V - 1) // BLOCK_V * BLOCK_V - back
+            x = ahead
+            ahead = _tile(X, last - back - BLOCK_V, cols, V)
             _gradient(
-                X, WEIGHT, DX, start, target, lse, rest, w_t, mean_weight, g, V,
-                label_smoothing, z_loss, softcap, logit_scale, BLOCK_V,
+                x, WEIGHT, DX, last - back, cols, lse, k, smooth, g, V, label_smoothing, softcap,
+                logit_scale,
             )  # fmt: skip
+        tl.debug_barrier()
+        inside = (target >= 0) & (target < V)
+        dx_t = (own - rest * k) * slope_t * g
+        tl.store(DX + target, dx_t.to(DX.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -182,12 +187,23 @@ def _row_loss_bwd_kernel(
         tl.store(DX + cols, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=cols < V)
         return
 
+    lse = tl.load(LSE + row)
+    g = tl.load(G + row * stride_g).to(acc)
     w_t, mean_weight = _weights(WEIGHT, MEAN_WEIGHT, target, V, acc)
+    k, smooth, own = _factors(lse, w_t, mean_weight, V, label_smoothing, z_loss)
+    here = (target >= start) & (target < tl.minimum(start + BLOCK_V, V))
+    # of this program's tile alone, which may be written from here on, and before any of its threads
+    # does so
+    _, slope_t = _load(X, tl.where(here, target, -1), V, softcap, logit_scale, acc, EDGE=True)
+    tl.debug_barrier()
+    cols = tl.arange(0, BLOCK_V)
     _gradient(
-        X, WEIGHT, DX, start, target, tl.load(LSE + row), tl.load(REST + row), w_t, mean_weight,
-        tl.load(G + row * stride_g).to(acc), V, label_smoothing, z_loss, softcap, logit_scale,
-        BLOCK_V,
+        _tile(X, start, cols, V), WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing,
+        softcap, logit_scale,
     )  # fmt: skip
+    tl.debug_barrier()
+    dx_t = (own - tl.load(REST + row) * k) * slope_t * g
+    tl.store(DX + target, dx_t.to(DX.dtype.element_ty), mask=here)
 
 
 def _config(V: int, gradient: bool) -> tuple[int, int]:
@@ -198,7 +214,7 @@ def _config(V: int, gradient: bool) -> tuple[int, int]:
     """
     widest = 4096 if not gradient else 8192 if V <= 65536 else 16384
     block_v = min(max(power_of_2(V), 256), widest)
-    return block_v, min(max(block_v // 512, 4), 16)
+    return block_v, max(block_v // 512, 4)
 
 
 def _runtime(settings: Settings) -> tuple[float | None, ...]:

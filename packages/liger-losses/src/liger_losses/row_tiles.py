@@ -11,22 +11,44 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load(X, cols, V, softcap, logit_scale, acc: tl.constexpr, EDGE: tl.constexpr):
-    """A tile of logits x, or of capped logits and their slope dz/dx; -inf beyond the row, which
-    only an EDGE tile reaches.
+def _tile(X, start, cols, V):
+    """The raw logits of a tile; -inf beyond the row on either side."""
+    inside = (cols >= -start) & (cols < V - start)
+    return tl.load(X + start + cols, mask=inside, other=float("-inf"))
+
+
+@triton.jit
+def _columns(BLOCK_V: tl.constexpr):
+    """Columns of a tile, in groups of eight that belong to one thread: a reduction over a group
+    takes no exchange between threads.
     """
-    if EDGE:
-        y = tl.load(X + cols, mask=(cols >= 0) & (cols < V), other=float("-inf")).to(acc)
-    else:
-        y = tl.load(X + cols).to(acc)
+    return tl.arange(0, BLOCK_V // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
+
+
+@triton.jit
+def _capped(x, inside, softcap, logit_scale, acc: tl.constexpr):
+    """Logits x, or capped logits, and their slope dz/dx; -inf where not `inside`, if that is given
+    and x is -inf there.
+    """
+    y = x.to(acc)
     slope = logit_scale
     if softcap is not None:
         t = tanh(y * logit_scale / softcap)
         y = softcap * t
-        if EDGE:
-            y = tl.where((cols >= 0) & (cols < V), y, float("-inf"))
+        if inside is not None:
+            y = tl.where(inside, y, float("-inf"))
         slope = logit_scale * (1.0 - t * t)
     return y, slope
+
+
+@triton.jit
+def _load(X, cols, V, softcap, logit_scale, acc: tl.constexpr, EDGE: tl.constexpr):
+    """`_capped` of a tile; -inf beyond the row, which only an EDGE tile reaches."""
+    if EDGE:
+        inside = (cols >= 0) & (cols < V)
+        x = tl.load(X + cols, mask=inside, other=float("-inf"))
+        return _capped(x, inside, softcap, logit_scale, acc)
+    return _capped(tl.load(X + cols), None, softcap, logit_scale, acc)
 
 
 @triton.jit
@@ -81,22 +103,23 @@ def _first_of(best, where, V):
 
 @triton.jit
 def _accumulate(
-    X, WEIGHT, cols, target, V, m, sum, sum_wy, best, where, unit, label_smoothing, softcap,
-    logit_scale, ARGMAX: tl.constexpr, EDGE: tl.constexpr,
+    x, WEIGHT, start, cols, target, V, m, sum, sum_wy, best, where, unit, label_smoothing, softcap,
+    logit_scale, ARGMAX: tl.constexpr,
 ):  # fmt: skip
-    """Online maximum and sum of 2^(unit log2(e) (y - m)) over each group of eight, and the first of
-    the largest; an EDGE tile may hold the target, which only that last sees.
+    """Online maximum and sum of 2^(unit log2(e) (y - m)) over each group of eight columns of the
+    tile x at `start`, and the first of the largest; the target is seen by that last alone.
     """
-    y, _ = _load(X, cols, V, softcap, logit_scale, m.dtype, EDGE)
+    inside = cols < V - start
+    y, _ = _capped(x, inside, softcap, logit_scale, m.dtype)
     if label_smoothing is not None:
-        w_y = tl.where(cols < V, y, 0.0) if EDGE else y
+        w_y = tl.where(inside, y, 0.0)
         if WEIGHT is not None:
-            w_y *= tl.load(WEIGHT + cols, mask=cols < V, other=0.0).to(m.dtype)
+            w_y *= tl.load(WEIGHT + start + cols, mask=inside, other=0.0).to(m.dtype)
         sum_wy += tl.sum(w_y, axis=1)
     if ARGMAX:
-        best, where = _merge_largest(y, cols, best, where)
-    if EDGE:
-        y = tl.where(cols == target, float("-inf"), y)
+        best, where = _merge_largest(y, start + cols, best, where)
+    # 32 bits suffice: a label that wraps is out of range, and all of its row NaN
+    y = tl.where(cols == (target - start).to(tl.int32), float("-inf"), y)
     m_new = tl.maximum(m, tl.max(y, axis=1))
     reference = _finite(m_new) * unit * LOG2_E
     sum *= tl.exp2(m * unit * LOG2_E - reference)
@@ -106,35 +129,31 @@ def _accumulate(
 
 @triton.jit
 def _statistics(
-    X, WEIGHT, target, V, label_smoothing, softcap, logit_scale,
+    X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale,
     acc: tl.constexpr, ARGMAX: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """lse, rest, log_prob (NaN for a target out of range), sum_j w_j z_j and argmax of a row."""
-    # groups of eight classes belong to one thread: no exchange between threads in the loop
-    groups: tl.constexpr = BLOCK_V // 8
-    cols = tl.arange(0, groups)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    m = tl.full((groups,), float("-inf"), acc)
-    sum = tl.zeros((groups,), acc)
-    sum_wy = tl.zeros((groups,), acc)
-    best = tl.full((groups,), float("-inf"), acc)
-    where = tl.zeros((groups,), tl.int32)
+    """lse, rest, log_prob, sum_j w_j z_j and argmax of a row; y_t is what `_load` makes of its
+    target, NaN for one out of range.
+    """
+    cols = _columns(BLOCK_V)
+    m = tl.full((BLOCK_V // 8,), float("-inf"), acc)
+    sum = tl.zeros((BLOCK_V // 8,), acc)
+    sum_wy = tl.zeros((BLOCK_V // 8,), acc)
+    best = tl.full((BLOCK_V // 8,), float("-inf"), acc)
+    where = tl.zeros((BLOCK_V // 8,), tl.int32)
     unit = _unit(softcap, logit_scale)
+    ahead = _tile(X, 0, cols, V)
     for start in range(0, V, BLOCK_V):
-        if _is_edge(start, target, V, BLOCK_V):
-            m, sum, sum_wy, best, where = _accumulate(
-                X, WEIGHT, start + cols, target, V, m, sum, sum_wy, best, where, unit,
-                label_smoothing, softcap, logit_scale, ARGMAX, EDGE=True,
-            )  # fmt: skip
-        else:
-            m, sum, sum_wy, best, where = _accumulate(
-                X, WEIGHT, start + cols, target, V, m, sum, sum_wy, best, where, unit,
-                label_smoothing, softcap, logit_scale, ARGMAX, EDGE=False,
-            )  # fmt: skip
+        x = ahead
+        # on its way while this tile is summed
+        ahead = _tile(X, start + BLOCK_V, cols, V)
+        m, sum, sum_wy, best, where = _accumulate(
+            x, WEIGHT, start, cols, target, V, m, sum, sum_wy, best, where, unit,
+            label_smoothing, softcap, logit_scale, ARGMAX,
+        )  # fmt: skip
     top = tl.max(m, axis=0)
     others = tl.sum(sum * tl.exp2((m - _finite(top)) * unit * LOG2_E), axis=0)
 
-    y_t, _ = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
-    y_t = tl.where((target >= 0) & (target < V), y_t, float("nan"))
     reference = _finite(tl.maximum(top, y_t))
     others *= _ratio(top, reference, unit)
     total = others + tl.exp2((y_t - reference) * unit * LOG2_E)
