@@ -161,16 +161,20 @@ class Contracts:
 
     @per_option
     def test_compile_cpu(self, case: Case) -> None:
-        """torch.compile(fullgraph=True) traces forward and backward of the PyTorch path."""
+        """torch.compile(fullgraph=True) traces forward and backward of the PyTorch path, also as
+        shapes change.
+        """
         if interpreting():
             pytest.skip("interpreted kernels cannot be traced")
         case = case.without_inplace()
-        inputs = case.inputs()
         torch._dynamo.reset()
         compiled = torch.compile(case.spec.op, fullgraph=True, backend="aot_eager")
-        check_values(
-            case, inputs, evaluate(compiled, inputs, case.options, case.spec.grad), " compiled"
-        )
+        for shape in case.spec.shapes[:2]:
+            other = Case(case.spec, shape, case.options, case.dtype)
+            inputs = other.inputs()
+            check_values(
+                other, inputs, evaluate(compiled, inputs, case.options, case.spec.grad), " compiled"
+            )
 
 
 def _forward(case: Case) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
