@@ -140,15 +140,26 @@ def test_autocast_is_that_of_a_linear_layer(dtype, inside):
         assert same_bits(a, b)
 
 
-def test_shapes_of_a_linear_layer():
-    """One token without a dimension for it; no bias; an expanded gradient."""
-    inputs = tensors(tokens=()) | {"bias": None}
-    ours, expected = (
-        gradients(f, inputs, torch.ones(()).to(device()).expand(40)) for f in (glu_linear, unfused)
-    )
-    for a, b in zip(ours, expected, strict=True):
-        assert a.shape == b.shape
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [(), (4,), (3, 7)], ids=str)
+def test_result_is_used_as_that_of_a_linear_layer(tokens, bias):
+    """Written in place, and with an expanded gradient coming in; one token needs no dimension."""
+
+    def added(function):
+        def run(**given):
+            y = function(**given)
+            y += torch.ones_like(y)
+            y *= 2.0
+            return y
+
+        return run
+
+    inputs = tensors(tokens=tokens) | ({} if bias else {"bias": None})
+    dy = torch.ones((), device=device()).expand(*tokens, 40)
+    pair = gradients(added(glu_linear), inputs, dy), gradients(added(unfused), inputs, dy)
+    for a, b in zip(*pair, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert not glu_linear(**inputs)._is_view()
 
 
 def test_module_is_a_linear_layer_with_two_inputs():

@@ -13,6 +13,7 @@ over dh, of which each program reads a tile before it writes it. Bits are those 
 Source: Shazeer 2020, arXiv:2002.05202; Chen et al. 2016, arXiv:1604.06174 for recomputation.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,13 @@ def _glu_by_torch(gate: Tensor, up: Tensor | None, options: Options, dtype: torc
 
 
 def _product(gate: Tensor, up: Tensor | None, options: Options, dtype: torch.dtype) -> Tensor:
+    """h, in rows."""
     make = glu_fwd if use_kernels(gate) else _glu_by_torch
-    return make(gate, up, options, dtype)
+    return _in_rows(make(gate, up, options, dtype))
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _grads_by_torch(
@@ -68,31 +74,37 @@ def glu_linear_fwd(
     gate: Tensor, up: Tensor | None, weight: Tensor, bias: Tensor | None, options: Options
 ) -> Tensor:
     """Weight and bias in the dtype of the projection -> y in it."""
-    return linear(_product(gate, up, options, weight.dtype), weight, bias)
+    h = _product(gate, up, options, weight.dtype)
+    y = h.new_empty(*gate.shape[:-1], weight.shape[0])
+    # `linear` may return a view: of a Function's result it could not be written in place
+    if bias is None:
+        torch.mm(h, weight.t(), out=_in_rows(y))
+    else:
+        torch.addmm(bias, h, weight.t(), out=_in_rows(y))
+    return y
 
 
 def glu_linear_bwd(
     dy: Tensor, gate: Any, up: Tensor | None, weight: Any, need: Sequence[bool], options: Options
 ) -> tuple[Any, Any, Any, Any]:
-    """Gradients of gate, up, weight and bias where `need`ed; the inputs that this takes may be None
-    where it does not: gate and up for the bias alone, weight where neither needs a gradient.
+    """Gradients of gate, up, weight and bias where `need`ed. Inputs that these do not take may be
+    None: gate and up for the bias, weight for all but gate and up.
     """
+    dy = _in_rows(dy)
     need_gate, need_up, need_weight, need_bias = need
-    rows = dy.reshape(-1, dy.shape[-1])
-    dgate = dup = dweight = h = None
+    dgate = dup = h = None
     if need_gate or need_up:
-        dh = (rows @ weight).view(*dy.shape[:-1], weight.shape[1])
+        dh = (dy @ weight).view(*gate.shape[:-1], weight.shape[1])
         if use_kernels(gate):
             h = dh if need_weight else None
             dgate, dup = glu_bwd(dh, gate, up, need[:2], options, h)
         else:
             dgate, dup, h = _grads_by_torch(dh, gate, up, need[:2], options)
+        h = None if h is None else _in_rows(h)
     elif need_weight:
         h = _product(gate, up, options, dy.dtype)
-    if need_weight:
-        assert h is not None
-        dweight = rows.t() @ h.reshape(len(rows), h.shape[-1])
-    return dgate, dup, dweight, rows.sum(0) if need_bias else None
+    dweight = None if h is None or not need_weight else dy.t() @ h
+    return dgate, dup, dweight, dy.sum(0) if need_bias else None
 
 
 class GLULinearFunction(torch.autograd.Function):
