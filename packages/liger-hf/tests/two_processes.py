@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import liger_hf
 import zoo
 from families import FAMILIES, assert_same_step, build, gradients, tokens
+from liger_hf import mlp
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -134,6 +135,23 @@ def step_and_consolidate(family: str) -> None:
     )
 
 
+def down_projections() -> None:
+    """Computed by the op where FSDP has gathered them for good, and called where it has not."""
+    plain: list[bool] = []
+    ask = mlp.is_plain_linear
+    mlp.is_plain_linear = lambda *given: plain.append(ask(*given)) or plain[-1]
+    for inside, fused in (("", True), ("mlp", True), ("mlp.down_proj", False)):
+        for patch in ("before", "after"):
+            expected = fsdp("llama", "", False, inside)
+            assert_same_step(fsdp("llama", patch, False, inside), expected)
+            assert plain[-1] == fused, inside
+    for use_orig_params in (True, False):
+        expected = flat(False, use_orig_params=use_orig_params)
+        assert_same_step(flat(True, use_orig_params=use_orig_params), expected)
+        assert not plain[-1]
+    mlp.is_plain_linear = ask
+
+
 def work(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -146,12 +164,7 @@ def work(rank: int, store: str) -> None:
             assert_same_step(actual, expected)
             # the loss of this rank's batch is not the mean; the gradients are
             assert_same_step((expected[0], actual[1]), (expected[0], alone[1]))
-    for inside in ("mlp", "mlp.down_proj"):
-        for patch in ("before", "after"):
-            assert_same_step(fsdp("llama", patch, False, inside), fsdp("llama", "", False, inside))
-    for use_orig_params in (True, False):
-        options = {"use_orig_params": use_orig_params}
-        assert_same_step(flat(True, **options), flat(False, **options))
+    down_projections()
     step_and_consolidate("llama")
     grouped("qwen2")
     dist.destroy_process_group()
