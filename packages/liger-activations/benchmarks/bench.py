@@ -1,4 +1,4 @@
-"""GLU and squared ReLU: rows and peers of `python -m liger_core.bench run activations`."""
+"""GLU, also with a projection, and squared ReLU: rows of `liger_core.bench run activations`."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +7,16 @@ from liger_core.bench import Family, Peer, Row
 
 def inputs(new, shape):
     return {"gate": new.normal(*shape), "up": new.normal(*shape)}
+
+
+def projected(new, shape):
+    """Without a bias, as in Llama."""
+    M, N, H = shape
+    return {**inputs(new, (M, N)), "weight": new.normal(H, N, std=N**-0.5)}
+
+
+def eager_swiglu_linear():
+    return lambda gate, up, weight: F.linear(F.silu(gate) * up, weight)
 
 
 def eager_swiglu():
@@ -48,6 +58,11 @@ def liger_kernel_swiglu():
     from liger_kernel.transformers.functional import liger_swiglu
 
     return lambda gate, up: liger_swiglu(gate, up)
+
+
+def liger_kernel_swiglu_linear():
+    swiglu = liger_kernel_swiglu()
+    return lambda gate, up, weight: F.linear(swiglu(gate, up), weight)
 
 
 def liger_kernel_geglu():
@@ -96,6 +111,14 @@ FAMILY = Family(
         Row(**GLU, name="swiglu", traffic=traffic, readme=True),
         Row(**GLU, name="geglu", note="tanh", traffic=traffic, options=TANH, readme=True),
         Row(**GLU, name="geglu_exact", note="erf", traffic=traffic, options=EXACT, readme=True),
+        Row(
+            "glu_linear",
+            (8192, 14336, 4096),
+            small=(32, 128, 64),
+            inputs=projected,
+            flops=lambda M, N, H: 6 * M * N * H,
+            readme=True,
+        ),
         Row(**IN_ONE, shape=(8192, 14336), name="swiglu_in_one", note="concatenated"),
         Row(
             **IN_ONE,
@@ -112,6 +135,10 @@ FAMILY = Family(
             # the backward writes the gradients over gate and up
             Peer("liger-kernel", liger_kernel_swiglu, "liger-kernel", inplace=True),
             Peer("fla", fla_swiglu, "fla-core"),
+        ),
+        "glu_linear": (
+            Peer("eager", eager_swiglu_linear),
+            Peer("liger-kernel", liger_kernel_swiglu_linear, "liger-kernel", inplace=True),
         ),
         "geglu": (
             Peer("eager", eager_geglu),

@@ -76,7 +76,7 @@ def test_second_call_replaces_the_first_and_revert_is_exact():
     second = liger_hf.apply_liger_kernel_to_llama(norms=False, rope=False, loss=False)
     model = LlamaForCausalLM(config)
     assert {row.op for row in liger_hf.report(model, norms=False, rope=False, loss=False).rows} == {
-        "liger_activations.glu"
+        "liger_activations.glu_linear"
     }
     assert "forward" not in vars(model.model.norm)
     liger_hf.revert_liger_kernel_to_llama()

@@ -44,7 +44,7 @@ def test_second_apply_changes_nothing():
 def test_flags_choose_the_parts():
     model = build("llama")
     report = liger_hf.apply(model, norms=False, rope=False, loss=False)
-    assert {row.op for row in report.rows} == {"liger_activations.glu"}
+    assert {row.op for row in report.rows} == {"liger_activations.glu_linear"}
     report = liger_hf.apply(model, mlp=False)
     assert {row.op for row in report.rows} == {
         "liger_norms.rms_norm",
@@ -66,14 +66,14 @@ def test_every_op_runs(monkeypatch):
         monkeypatch.setattr(f"{package}.{op}", counting)
 
     count("liger_norms", "rms_norm")
-    count("liger_activations", "glu")
+    count("liger_activations", "glu_linear")
     count("liger_rope", "rope")
     count("liger_losses", "linear_cross_entropy")
     model = build("qwen3")
     liger_hf.apply(model)
     calls.clear()
     step(model)
-    assert calls == {"rms_norm": 9, "glu": 2, "rope": 2, "linear_cross_entropy": 1}
+    assert calls == {"rms_norm": 9, "glu_linear": 2, "rope": 2, "linear_cross_entropy": 1}
     liger_hf.revert(model)
     step(model)
     assert calls.total() == 14

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import liger_hf
 import zoo
 from families import FAMILIES, assert_same_step, build, gradients, tokens
+from liger_hf import mlp
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -29,7 +30,8 @@ def ddp(patched: bool, **options: bool) -> tuple:
     return gradients(nn.parallel.DistributedDataParallel(model, **options), loss)
 
 
-def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
+def sharded(family: str, patch: str, separate_head: bool, inside: str = "") -> nn.Module:
+    """Every layer in a group, `inside` it one in another, maybe the head in one, and the rest."""
     from torch.distributed.fsdp import fully_shard
 
     model = make(family)
@@ -37,6 +39,8 @@ def sharded(family: str, patch: str, separate_head: bool) -> nn.Module:
     if patch == "before":
         liger_hf.apply(model)
     for layer in model.model.layers:
+        if inside:
+            fully_shard(layer.get_submodule(inside), mesh=mesh)
         fully_shard(layer, mesh=mesh)
     if separate_head:
         fully_shard(model.lm_head, mesh=mesh)
@@ -67,10 +71,26 @@ def grouped(family: str) -> None:
         assert_same_step(step(patch), step(""))
 
 
-def fsdp(family: str, patch: str, separate_head: bool) -> tuple:
-    model = sharded(family, patch, separate_head)
+def fsdp(family: str, patch: str, *groups: bool | str) -> tuple:
+    model = sharded(family, patch, *groups)
     value, grads = gradients(model, loss)
     return value, {name: grad.full_tensor() for name, grad in grads.items()}
+
+
+def flat(patched: bool, **options: bool) -> tuple:
+    """The first FSDP, which lends modules views of a flat parameter for a forward."""
+    from torch.distributed import fsdp
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    model = build("llama")
+    if patched:
+        liger_hf.apply(model, loss=False)
+    layers = ModuleWrapPolicy({type(model.model.layers[0])})
+    model = fsdp.FullyShardedDataParallel(
+        model, auto_wrap_policy=layers, device_id=torch.device("cpu"), **options
+    )
+    value, grads = gradients(model, loss)
+    return value, {name: grad.clone() for name, grad in grads.items()}
 
 
 def one_rank(family: str, patched: bool) -> tuple:
@@ -115,6 +135,23 @@ def step_and_consolidate(family: str) -> None:
     )
 
 
+def down_projections() -> None:
+    """Computed by the op where FSDP has gathered them for good, and called where it has not."""
+    plain: list[bool] = []
+    ask = mlp.is_plain_linear
+    mlp.is_plain_linear = lambda *given: plain.append(ask(*given)) or plain[-1]
+    for inside, fused in (("", True), ("mlp", True), ("mlp.down_proj", False)):
+        for patch in ("before", "after"):
+            expected = fsdp("llama", "", False, inside)
+            assert_same_step(fsdp("llama", patch, False, inside), expected)
+            assert plain[-1] == fused, inside
+    for use_orig_params in (True, False):
+        expected = flat(False, use_orig_params=use_orig_params)
+        assert_same_step(flat(True, use_orig_params=use_orig_params), expected)
+        assert not plain[-1]
+    mlp.is_plain_linear = ask
+
+
 def work(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -127,6 +164,7 @@ def work(rank: int, store: str) -> None:
             assert_same_step(actual, expected)
             # the loss of this rank's batch is not the mean; the gradients are
             assert_same_step((expected[0], actual[1]), (expected[0], alone[1]))
+    down_projections()
     step_and_consolidate("llama")
     grouped("qwen2")
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         glu as glu,
         swiglu as swiglu,
     )
+    from .glu_linear import GLULinear as GLULinear, glu_linear as glu_linear
     from .relu_squared import (
         ReLUSquared as ReLUSquared,
         relu_squared as relu_squared,
@@ -29,6 +30,7 @@ __all__ = lazy_exports(
     __name__,
     {
         "glu": ("GLU", "GeGLU", "SwiGLU", "geglu", "glu", "swiglu"),
+        "glu_linear": ("GLULinear", "glu_linear"),
         "relu_squared": ("ReLUSquared", "relu_squared"),
         "softmax": ("Softmax", "softmax"),
         "sparsemax": ("Sparsemax", "sparsemax"),

@@ -12,6 +12,7 @@ inputs) and rounds once. Only gate and up are kept for the backward.
 Source: Shazeer 2020, arXiv:2002.05202; OpenAI 2025, arXiv:2508.10925 for the limit.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,15 +23,10 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .pointwise import ACTIVATIONS, TILE, act_ref, flat_rows, gate_and_up
+from .glu_options import Options, glu_options
+from .pointwise import TILE, act_ref, flat_rows, gate_and_up
 
-__all__ = ["GLU", "GeGLU", "SwiGLU", "geglu", "glu", "glu_ref", "swiglu"]
-
-CHOICES = {
-    "activation": ACTIVATIONS,
-    "layout": ("concatenated", "up_first", "interleaved"),
-    "clamp": ("before", "after"),
-}
+__all__ = ["GLU", "GeGLU", "SwiGLU", "geglu", "glu", "glu_bwd", "glu_fwd", "glu_ref", "swiglu"]
 
 
 def glu_ref(
@@ -79,7 +75,8 @@ def _glu_fwd_kernel(
 
 @triton.jit
 def _glu_bwd_kernel(
-    GATE, UP, DY, DGATE, DUP, stride_gate, stride_up, stride_dy, stride_dgate, stride_dup, N,
+    GATE, UP, DY, DGATE, DUP, Y,
+    stride_gate, stride_up, stride_dy, stride_dgate, stride_dup, stride_y, N,
     alpha, limit, up_offset,
     ACT: tl.constexpr, CLAMP: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -91,6 +88,10 @@ def _glu_bwd_kernel(
     gate, up = _load(GATE, UP, DY, row, tile, stride_gate, stride_up, N, BLOCK_N)
     dy = tl.load(DY + row * stride_dy + cols, mask=cols < N, other=0.0).to(gate.dtype)
     y, slope, factor = gate_and_up(gate, up, alpha, limit, up_offset, ACT, CLAMP)
+    if Y is not None:
+        # may lie over DY, of which another thread may have loaded what this one stores
+        tl.debug_barrier()
+        tl.store(Y + row * stride_y + cols, (y * factor).to(Y.dtype.element_ty), mask=cols < N)
     dgate = dy * factor * slope
     dup = dy * y
     if limit is not None:
@@ -117,12 +118,12 @@ def _parts(both: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     return (second, first) if layout == "up_first" else (first, second)
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Any) -> None:
+def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Options) -> None:
     """`tensors` begin with gate, up and one of the shape of y."""
     rows, strides = flat_rows(*tensors)
     M, N = rows[2].shape
     block_n, warps = TILE
-    activation, clamp, *numbers = options
+    _, activation, clamp, *numbers = options
     if activation == "gelu" and rows[2].element_size() == 2:
         activation = "gelu_16"
     launch(
@@ -131,12 +132,15 @@ def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Any) -> No
     )  # fmt: skip
 
 
-def glu_fwd(gate: Tensor, up: Tensor | None, *options: Any) -> Tensor:
-    """gate and up of one shape, or both interleaved in gate -> y, contiguous. `options` are
-    activation, clamp and, None where without effect, alpha, limit, up_offset.
-    """
+def glu_fwd(
+    gate: Tensor, up: Tensor | None, options: Options, dtype: torch.dtype | None = None
+) -> Tensor:
+    """gate and up, or both in gate -> y, contiguous, in `dtype` or the promoted one."""
+    layout = options[0]
+    if up is None and layout != "interleaved":
+        gate, up = _parts(gate, layout)
     shape = gate.shape if up is not None else (*gate.shape[:-1], gate.shape[-1] // 2)
-    dtype = gate.dtype if up is None else torch.promote_types(gate.dtype, up.dtype)
+    dtype = dtype or (gate.dtype if up is None else torch.promote_types(gate.dtype, up.dtype))
     y = torch.empty(shape, dtype=dtype, device=gate.device)
     if y.numel():
         _launch(_glu_fwd_kernel, (gate, up, y), options)
@@ -144,35 +148,36 @@ def glu_fwd(gate: Tensor, up: Tensor | None, *options: Any) -> Tensor:
 
 
 def glu_bwd(
-    dy: Tensor, gate: Tensor, up: Tensor | None, dgate: Tensor | None, dup: Tensor | None,
-    *options: Any,
-) -> None:  # fmt: skip
-    """Writes dgate and dup, of the shapes of gate and up with unit inner stride, or None."""
+    dy: Tensor, gate: Tensor, up: Tensor | None, need: Sequence[bool], options: Options,
+    y: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """dgate and dup, contiguous, where `need`ed. Into `y`, which may be dy, goes the result of the
+    forward once more.
+    """
+    layout = options[0]
+    dgate: Any = gate.new_empty(gate.shape) if need[0] else None
+    dup = up.new_empty(up.shape) if up is not None and need[1] else None
+    parts = gate, up, dgate, dup
+    if up is None and layout != "interleaved":
+        parts = *_parts(gate, layout), *_parts(dgate, layout)
     if dy.numel():
-        _launch(_glu_bwd_kernel, (gate, up, dy, dgate, dup), options)
+        gate, up, *grads = parts
+        _launch(_glu_bwd_kernel, (gate, up, dy, *grads, y), options)
+    return dgate, dup
 
 
 class GLUFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, layout, activation, clamp, alpha, limit, up_offset):
+    def forward(ctx, gate, up, *options):
         ctx.save_for_backward(gate, up)
-        ctx.layout, ctx.options = layout, (activation, clamp, alpha, limit, up_offset)
-        if up is None and layout != "interleaved":
-            gate, up = _parts(gate, layout)
-        return glu_fwd(gate, up, activation, clamp, alpha, limit, up_offset)
+        ctx.options = options
+        return glu_fwd(gate, up, options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         gate, up = ctx.saved_tensors
-        need_gate, need_up, *_ = ctx.needs_input_grad
-        dgate: Any = gate.new_empty(gate.shape) if need_gate else None
-        dup = up.new_empty(up.shape) if need_up else None
-        if up is None and ctx.layout != "interleaved":
-            parts = *_parts(gate, ctx.layout), *_parts(dgate, ctx.layout)
-            glu_bwd(dy, *parts, *ctx.options)
-        else:
-            glu_bwd(dy, gate, up, dgate, dup, *ctx.options)
+        dgate, dup = glu_bwd(dy, gate, up, ctx.needs_input_grad[:2], ctx.options)
         return dgate, dup, None, None, None, None, None, None
 
 
@@ -211,42 +216,13 @@ def glu(
 
     Source: Shazeer 2020, arXiv:2002.05202.
     """
-    _check(gate, up, activation, layout, alpha, limit, clamp)
+    options = glu_options("glu", gate, up, activation, layout, alpha, limit, up_offset, clamp)
     if not use_kernels(gate):
         return glu_ref(
             gate, up, activation,
             layout=layout, alpha=alpha, limit=limit, up_offset=up_offset, clamp=clamp,
         )  # fmt: skip
-    return GLUFunction.apply(
-        gate, up, layout, activation, clamp,
-        None if alpha == 1.0 else float(alpha), None if limit is None else float(limit),
-        None if up_offset == 0.0 else float(up_offset),
-    )  # fmt: skip
-
-
-def _check(
-    gate: Tensor, up: Tensor | None, activation: str, layout: str, alpha: float,
-    limit: float | None, clamp: str,
-) -> None:  # fmt: skip
-    for name, value in (("activation", activation), ("layout", layout), ("clamp", clamp)):
-        if value not in CHOICES[name]:
-            known = ", ".join(CHOICES[name])
-            raise ValueError(f"glu: {name} must be one of {known}, not {value!r}")
-    if alpha != 1.0 and activation != "silu":
-        raise ValueError(f"glu: alpha {alpha} is for the silu, not for {activation}")
-    if limit is not None and not limit > 0:
-        raise ValueError(f"glu: limit must be positive, got {limit}")
-    if up is not None and layout != "concatenated":
-        raise ValueError(f"glu: layout {layout} is for gate and up in one tensor")
-    if up is None and (gate.ndim < 1 or gate.shape[-1] % 2):
-        raise ValueError(f"glu: {tuple(gate.shape)} without up must have an even last dimension")
-    up = gate if up is None else up
-    if gate.shape != up.shape:
-        raise ValueError(f"glu: gate {tuple(gate.shape)}, up {tuple(up.shape)} must have one shape")
-    if gate.device != up.device:
-        raise ValueError(f"glu: gate is on {gate.device}, up on {up.device}")
-    if not (gate.is_floating_point() and up.is_floating_point()):
-        raise TypeError(f"glu: gate {gate.dtype}, up {up.dtype} must be floating point")
+    return GLUFunction.apply(gate, up, *options)
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None, **options: Any) -> Tensor:

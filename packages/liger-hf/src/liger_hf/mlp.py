@@ -1,6 +1,7 @@
 """MLPs: down(act(gate(x)) * up(x)) with gate and up apart or in one, and down(act(up(x)))."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import permutations, product
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .patch import Patch
+from .plain_linear import is_plain_linear
 from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
 from .reporting import Row
 
 __all__ = ["LAYOUTS", "MLP", "Form", "forms"]
 
 PACKAGE = "liger_activations"
+# the op with the last projection in it, of the same options as "glu"
+FUSED = "glu_linear"
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu_squared", "sigmoid")
 LAYOUTS = {
     "concatenated": "gate|up in one",
@@ -39,9 +43,11 @@ class Form(NamedTuple):
     options: dict[str, Any]
     attributes: dict[str, str]
 
-    def __call__(self, op: Callable[..., Tensor], module: nn.Module, *hidden: Tensor) -> Tensor:
+    def __call__(
+        self, op: Callable[..., Tensor], module: nn.Module, *tensors: Tensor | None
+    ) -> Tensor:
         numbers = {name: getattr(module, attribute) for name, attribute in self.attributes.items()}
-        return op(*hidden, **self.options, **numbers)
+        return op(*tensors, **self.options, **numbers)
 
 
 def forms(module: nn.Module, layouts: Sequence[str]) -> Iterator[Form]:
@@ -67,17 +73,19 @@ def forms(module: nn.Module, layouts: Sequence[str]) -> Iterator[Form]:
 
 class MLPPatch(Patch):
     """`into` are the projections before the op, `between` a child after it, `down` the last one,
-    `dropout` the attribute with the rate of a dropout at the end.
+    `dropout` the attribute with the rate of a dropout at the end. `fused` is the op with the last
+    projection in it, or None; each call asks anew whether that may be left out.
     """
 
-    __slots__ = ("between", "down", "dropout", "form", "into", "op")
+    __slots__ = ("between", "down", "dropout", "form", "fused", "into", "op")
 
     def __init__(
-        self, module: nn.Module, row: Row, op: Callable[..., Tensor], form: Form,
+        self, module: nn.Module, row: Row, op: Callable[..., Tensor],
+        fused: Callable[..., Tensor] | None, form: Form,
         into: tuple[str, ...], between: str | None, down: str, dropout: str | None,
     ):  # fmt: skip
         super().__init__(module, row)
-        self.op, self.form, self.into = op, form, into
+        self.op, self.fused, self.form, self.into = op, fused, form, into
         self.between, self.down, self.dropout = between, down, dropout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,10 +94,16 @@ class MLPPatch(Patch):
         (x,) = (*args, *kwargs.values())
         module = self.module
         # through the children's own __call__: by now they may be adapted, quantised or sharded
-        y = self.form(self.op, module, *(getattr(module, name)(x) for name in self.into))
-        if self.between is not None:
-            y = getattr(module, self.between)(y)
-        y = getattr(module, self.down)(y)
+        hidden = [getattr(module, name)(x) for name in self.into]
+        down = getattr(module, self.down)
+        if self.fused is not None and is_plain_linear(down, hidden[0]):
+            gate, up = hidden if len(hidden) == 2 else (*hidden, None)
+            y = self.form(self.fused, module, gate, up, down.weight, down.bias)
+        else:
+            y = self.form(self.op, module, *hidden)
+            if self.between is not None:
+                y = getattr(module, self.between)(y)
+            y = down(y)
         if self.dropout is not None:
             y = nn.functional.dropout(y, getattr(module, self.dropout), module.training)
         return y
@@ -116,19 +130,26 @@ def _probe(module: nn.Module) -> Verdict:
     for *into, down in permutations(names):
         for wide, candidates in _candidates(module, into):
             small = _small(module, tuple(into), between, down, wide)
-            expected = _expected(module, small)
+            expected = _expected(module, small, _output)
             for form, dropout in product(candidates, rates) if expected else ():
                 op = ALONE.get(form.op) or load(PACKAGE, form.op)
+                fused = load(PACKAGE, FUSED) if form.op == "glu" and between is None else None
                 options = {
-                    "op": op, "form": form, "into": tuple(into),
+                    "op": op, "fused": fused, "form": form, "into": tuple(into),
                     "between": between, "down": down, "dropout": dropout,
                 }  # fmt: skip
-                gap = _gap(module, small, expected, options)
+                gap = _gap(module, small, expected, options, _output)
+                if gap <= TOLERANCE[torch.float32]:
+                    slopes = _expected(module, small, _gradients)
+                    gap = max(gap, _gap(module, small, slopes, options, _gradients))
                 if gap <= TOLERANCE[torch.float32]:
                     if form.op in ALONE:
                         return Verdict(form.words, reason="one kernel in PyTorch too")
+                    plain = fused is not None and type(getattr(module, down)) is nn.Linear
                     numbers = f"difference {gap:.1e}"
-                    return Verdict(form.words, form.op, options, numbers=numbers)
+                    return Verdict(
+                        form.words, FUSED if plain else form.op, options, numbers=numbers
+                    )
                 tried.append((gap, gap, form.words))
     return closest(tried)
 
@@ -178,23 +199,36 @@ def _cases(module: nn.Module, small: dict[str, nn.Module]) -> Iterator[tuple[nn.
             yield other, normal(2, 3, 8) * scale
 
 
-def _expected(module: nn.Module, small: dict[str, nn.Module]) -> list[Any]:
-    """Outputs of the module's own code; none where it does not fit these projections."""
+def _output(call: Callable[[Tensor], Any], x: Tensor, small: dict[str, nn.Module]) -> Any:
+    return call(x)
+
+
+def _gradients(call: Callable[[Tensor], Any], x: Tensor, small: dict[str, nn.Module]) -> Any:
+    """By the input and by every parameter."""
+    with torch.enable_grad():
+        leaves = [x.requires_grad_(), *(p for child in small.values() for p in child.parameters())]
+        return torch.autograd.grad(call(x).square().sum(), leaves)
+
+
+def _expected(module: nn.Module, small: dict[str, nn.Module], run: Callable[..., Any]) -> list[Any]:
+    """What `run` makes of the module's own code; none where it does not fit these projections."""
+    call = type(module).forward
     try:
-        return [type(module).forward(other, x) for other, x in _cases(module, small)]
+        return [run(partial(call, other), x, small) for other, x in _cases(module, small)]
     except Exception:
         return []
 
 
 def _gap(
-    module: nn.Module, small: dict[str, nn.Module], expected: list[Any], options: dict[str, Any]
-) -> float:
+    module: nn.Module, small: dict[str, nn.Module], expected: list[Any], options: dict[str, Any],
+    run: Callable[..., Any],
+) -> float:  # fmt: skip
     worst = 0.0
     try:
         for (other, x), y in zip(_cases(module, small), expected, strict=True):
             patch = MLPPatch(other, Row("", ""), **options)
             patch.active = True
-            worst = max(worst, difference(y, patch(x)))
+            worst = max(worst, difference(y, run(patch, x, small)))
             if worst > 1.0:
                 break
     except Exception:

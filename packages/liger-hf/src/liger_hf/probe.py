@@ -29,6 +29,8 @@ def probing() -> Iterator[None]:
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
         torch.autocast("cpu", enabled=False),
+        # whose tensors have no gradients even where they are asked for
+        torch.inference_mode(False),
         torch.no_grad(),
     ):
         yield

@@ -81,7 +81,7 @@ def _patch_instance(model: nn.Module, flags: dict[str, bool]) -> None:
         module = model.get_submodule(row.path)
         if row.op == "liger_rope.rope" and row.form == "rope half":
             _replace_rotary(module)
-        elif row.op == "liger_activations.glu":
+        elif row.op in ("liger_activations.glu", "liger_activations.glu_linear"):
             _show_as(module, "LigerGEGLUMLP" if "gelu" in row.form else "LigerSwiGLUMLP")
         elif row.op in NAMES:
             _show_as(module, NAMES[row.op])

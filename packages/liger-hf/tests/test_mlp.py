@@ -1,0 +1,192 @@
+"""Gated MLPs whose down projection is computed by the op, and those whose projection is called."""
+
+import liger_activations
+import liger_hf
+import pytest
+import torch
+import zoo
+from families import assert_same_step, build, gradients, only_row, tokens
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+WIDTH = 48
+
+
+def loss(model):
+    return model(input_ids=tokens(), labels=tokens()).loss
+
+
+def wide_kept(model):
+    """Tensors of the intermediate size that a forward keeps for the backward, those of an MLP."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(x):
+        if x.shape[-1:] == (WIDTH,) and x.ndim == 3:
+            kept[x.data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss(model)
+    return len(kept) / len(model.model.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_product_is_not_kept(family):
+    model = build(family)
+    liger_hf.apply(model)
+    assert wide_kept(model) == 2
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda *_: None)
+    assert wide_kept(model) == 3
+
+
+def double(module, args, y=None):
+    return 2.0 * (args[0] if y is None else y)
+
+
+def forward_hook(mlp):
+    mlp.down_proj.register_forward_hook(double)
+
+
+def forward_pre_hook(mlp):
+    mlp.down_proj.register_forward_pre_hook(double)
+
+
+def backward_hook(mlp):
+    mlp.down_proj.register_full_backward_hook(lambda module, dx, dy: (2.0 * dx[0],))
+
+
+def backward_pre_hook(mlp):
+    mlp.down_proj.register_full_backward_pre_hook(lambda module, dy: (2.0 * dy[0],))
+
+
+def own_forward(mlp):
+    forward = mlp.down_proj.forward
+    mlp.down_proj.forward = lambda x: 2.0 * forward(x)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2.0 * super().forward(input)
+
+
+def subclass(mlp):
+    down = mlp.down_proj
+    mlp.down_proj = Doubled(down.in_features, down.out_features)
+    mlp.down_proj.load_state_dict(down.state_dict())
+
+
+def adapter(mlp):
+    mlp.down_proj = nn.Sequential(mlp.down_proj, nn.Identity())
+
+
+def pruned(mlp):
+    prune.l1_unstructured(mlp.down_proj, "weight", amount=0.5)
+
+
+def parametrized(mlp):
+    parametrize.register_parametrization(mlp.down_proj, "weight", nn.Tanh())
+
+
+class Packed(torch.Tensor):
+    """As quantised weights are: an operation on it is that of another representation."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not nn.functional.linear:
+            return super().__torch_function__(function, types, args, kwargs)
+        x, weight, bias = args
+        return nn.functional.linear(x, 2.0 * weight.as_subclass(torch.Tensor), bias)
+
+
+def packed_weight(mlp):
+    weight = mlp.down_proj.weight.detach().as_subclass(Packed)
+    mlp.down_proj.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def lent_view(mlp):
+    weight = mlp.down_proj.weight.detach().clone().requires_grad_()
+    del mlp.down_proj.weight
+    mlp.down_proj.weight = weight.view_as(weight)
+
+
+def of_zero3(mlp):
+    mlp.down_proj.weight.ds_id = 7
+
+
+CHANGES = [
+    forward_hook, forward_pre_hook, backward_hook, backward_pre_hook, own_forward, subclass,
+    adapter, pruned, parametrized, packed_weight, lent_view, of_zero3,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_projection_that_is_more_than_a_weight_is_called(change):
+    """It became so after the patch, which sees it in the next forward."""
+    plain, patched = build("llama"), build("llama")
+    liger_hf.apply(patched)
+    for model in (plain, patched):
+        for layer in model.model.layers:
+            change(layer.mlp)
+    assert_same_step(gradients(patched, loss), gradients(plain, loss))
+    assert wide_kept(patched) >= 2 + (change is not packed_weight)
+
+
+def test_op_takes_over_again_without_the_hook():
+    model = build("llama")
+    liger_hf.apply(model)
+    layers = model.model.layers
+    handles = [layer.mlp.down_proj.register_forward_hook(double) for layer in layers]
+    assert wide_kept(model) == 3
+    for handle in handles:
+        handle.remove()
+    assert wide_kept(model) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_autocast(family):
+    def under_autocast(model):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss(model)
+
+    model = build(family)
+    expected = gradients(model, under_autocast)
+    liger_hf.apply(model, norms=False, rope=False, loss=False)
+    assert_same_step(gradients(model, under_autocast), expected, rtol=2e-2)
+    assert wide_kept(model) == 2 if family == "llama" else 1
+
+
+def test_weight_of_another_dtype_is_the_error_of_a_linear_layer():
+    model = build("llama")
+    liger_hf.apply(model)
+    model.model.layers[1].mlp.down_proj.half()
+    with pytest.raises(RuntimeError, match="dtype"):
+        loss(model)
+
+
+@pytest.mark.parametrize("wrong", ["weight", "gate"])
+def test_gradients_are_part_of_the_probe(wrong, monkeypatch):
+    """An op with the values of the layer, but not the gradients, is not installed."""
+    right = liger_activations.glu_linear
+
+    def without(gate, up, weight, bias, **options):
+        given = {"gate": gate, "weight": weight}
+        given[wrong] = 0.5 * given[wrong] + 0.5 * given[wrong].detach()
+        return right(given["gate"], up, given["weight"], bias, **options)
+
+    model = build("llama")
+    assert only_row(model.model.layers[0].mlp, "mlp").op == "liger_activations.glu_linear"
+    monkeypatch.setattr(liger_activations, "glu_linear", without)
+    assert "no canonical form fits" in only_row(model.model.layers[0].mlp, "mlp").reason
+
+
+def test_apply_in_inference_mode():
+    model = build("llama")
+    with torch.inference_mode():
+        assert not liger_hf.report(model).refused
+
+
+def test_layer_between_is_not_left_out():
+    """BitNet has a norm before its down projection."""
+    model = zoo.tiny("causal-lm", "bitnet")
+    assert only_row(model.model.layers[0].mlp, "mlp").op == "liger_activations.glu"
