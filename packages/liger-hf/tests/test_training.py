@@ -1,10 +1,4 @@
-"""Checkpointing, torch.compile, Trainer, adapters, wrappers of others, several processes."""
-
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""Checkpointing, torch.compile, Trainer, adapters, wrappers of others."""
 
 import liger_hf
 import pytest
@@ -186,24 +180,3 @@ def test_wrapper_around_the_head_gets_logits():
         model.lm_head = Adapter(model.lm_head)
     assert_same_step(gradients(patched, loss), gradients(plain, loss))
     assert "not a plain nn.Linear" in liger_hf.report(patched).refused[0].reason
-
-
-def test_two_processes(tmp_path):
-    """DDP and FSDP2 over gloo: losses and gradients are those of the plain model."""
-    worker = Path(__file__).parent / "two_processes.py"
-    command = [sys.executable, str(worker), str(tmp_path / "store")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_zero3():
-    pytest.importorskip("deepspeed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(Path(__file__).parent / "zero3.py"), port]
-    env = os.environ | {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=env
-    )
-    assert done.returncode == 0, done.stderr[-3000:]

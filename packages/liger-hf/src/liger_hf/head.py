@@ -67,6 +67,8 @@ class HeadPatch(Patch):
         if compute is not None:
             self._check_gathered()
             return compute(input, head.weight, head.bias)
+        if real:
+            self._check_gathered()
         entry: Any = self.entry
         if (
             real
@@ -83,13 +85,13 @@ class HeadPatch(Patch):
 
     def _check_gathered(self) -> None:
         head: Any = self.module
-        whole = head.in_features * head.out_features
-        if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.numel() != whole:
+        whole = (head.out_features, head.in_features)
+        if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.shape != whole:
             raise RuntimeError(
                 f"liger_hf: weight of {self.row.path} is {type(head.weight).__name__} "
-                f"{tuple(head.weight.shape)} while its forward runs, not "
-                f"({head.out_features}, {head.in_features}): FSDP or ZeRO-3 has not gathered it; "
-                "patch with loss=False"
+                f"{tuple(head.weight.shape)} while its forward runs, not {whole}: FSDP or ZeRO-3 "
+                "has not gathered it; wrap the head with the whole model and leave outputs.logits "
+                "unread, or patch with loss=False"
             )
 
 

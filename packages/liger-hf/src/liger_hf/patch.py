@@ -119,7 +119,7 @@ def apply(
 
     Args:
         model: a `transformers.PreTrainedModel`, or a module that holds one (PEFT, DDP, FSDP2 and
-            compiled models do).
+            compiled models do; FSDP1 is to wrap a model that is patched already).
         norms: RMS and layer norms, with a gate or without, on `liger_norms`.
         mlp: gated and squared-ReLU MLPs, on `liger_activations`.
         moe: the gate of experts that go by transformers' experts interface, likewise; the products
