@@ -65,21 +65,24 @@ def test_compiled_code_follows_apply_and_revert():
     assert counter.frame_count <= 3
 
 
-def test_layers_share_compiled_code():
+@pytest.mark.parametrize("parts", [("",), ("mlp", "input_layernorm")])
+def test_layers_share_compiled_code(parts):
+    """Whole decoder layers, and parts of them."""
     from torch._dynamo.testing import CompileCounter
 
-    model, counter = build("llama", num_hidden_layers=4), CompileCounter()
+    # the cache of a layer has its state, for which each would be compiled
+    model, counter = build("llama", num_hidden_layers=4, use_cache=False), CompileCounter()
     liger_hf.apply(model)
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile, before = True, torch._dynamo.config.error_on_recompile
     try:
         for layer in model.model.layers:
-            layer.mlp.compile(backend=counter, fullgraph=True)
-            layer.input_layernorm.compile(backend=counter, fullgraph=True)
+            for part in parts:
+                layer.get_submodule(part).compile(backend=counter, fullgraph=True)
         loss(model)
     finally:
         torch._dynamo.config.error_on_recompile = before
-    assert counter.frame_count == 2
+    assert counter.frame_count == len(parts)
 
 
 def test_generate():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .deferred import DeferredLogits, fold
-from .patch import Patch
+from .patch import Missing, Patch
 from .reporting import Row
 
 __all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "observed", "targets"]
@@ -109,6 +109,18 @@ class ModelPatch(Patch):
         super().__init__(model, row)
         self.heads = heads
         self.contract: Callable[..., Any] | None = None
+
+    @property
+    def replacement(self) -> Callable[..., Any]:
+        """An object, as methods have no `__wrapped__` of their own."""
+        return self
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
+        if self.original is Missing.MISSING:
+            return getattr(type(self.module), self.name).__get__(self.module)
+        return self.original
 
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more

@@ -140,7 +140,11 @@ def write_tables(results: Path, readme: Path, docs: Path, check: bool = False) -
 def _headline(documents: list[Record]) -> str:
     """Of whole models, the first one."""
     steps = [t for d in documents for t in (*step_tables(d)[:1], *context_tables(d)[:1])]
-    shown = [d for d in documents if not d["rows"] or any(row.get("readme") for row in d["rows"])]
+    shown = [
+        d
+        for d in documents
+        if d.keys() & {"step", "context"} or any(row.get("readme") for row in d["rows"])
+    ]
     runs = "\n".join(f"- {d['family']}: {_environment(d)}" for d in shown)
     return "\n\n".join([runs, readme_table(documents), *steps])
 
