@@ -15,8 +15,10 @@ Results go to `<out>/<gpu>-step.json`. Those of earlier runs in the same environ
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -162,28 +164,36 @@ def _in_turn(
         for turn in range(len(commands)):
             for command in commands[turn + len(waiting) : turn + 1 + AHEAD]:
                 waiting.append(_start([*command, *options]))
-            yield _result(waiting.pop(0), f"{line(turn)}\n", arguments.limit)
+            yield _result(waiting[0], f"{line(turn)}\n", arguments.limit)
+            waiting.pop(0)
     finally:
         for process in waiting:
-            process.kill()
+            _kill(process)
 
 
-def _start(command: list[str]) -> "subprocess.Popen[str]":
+def _start(command: list[str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     command = [sys.executable, __file__, *command]
     # without gaps, the longest sequence is a matter of memory alone
     more = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if "--context" in command else {}
     return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | more
-    )
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | more,
+        start_new_session=True,
+    )  # fmt: skip
 
 
-def _result(process: "subprocess.Popen[str]", line: str, limit: int) -> dict[str, Any]:
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With the compilers that it has started, which hold its pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def _result(process: subprocess.Popen[str], line: str, limit: int) -> dict[str, Any]:
     try:
         out, err = process.communicate(line, timeout=limit)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+        _kill(process)
         return {"failed": f"stopped after {limit} s"}
     if process.returncode:
         lines = err.strip().split("\n")
