@@ -1,4 +1,4 @@
-"""ZeRO-3 of DeepSpeed on two ranks over gloo; run as a script by test_training."""
+"""ZeRO-3 of DeepSpeed on two ranks over gloo; run as a script by test_two_processes."""
 
 import os
 import sys

@@ -1,5 +1,6 @@
 """A tiny random model of every decoder type that the installed transformers registers."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto import configuration_auto, modeling_auto
+
+# kernels that models would call where they are installed: they round more, and tune for minutes
+sys.modules.update(dict.fromkeys(("causal_conv1d", "fla", "mamba_ssm")))
 
 # tokens of a batch stay below: beyond are those that stand for images
 VOCAB, TOKENS = 160, 90

@@ -18,10 +18,21 @@ from .rotary import ROPE
 __all__ = ["find"]
 
 PARTS = (NORMS, MLP, EXPERTS, ROPE)
+FLATTENED = "FullyShardedDataParallel has flattened its parameters; patch before it wraps the model"
 
 
 def find(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[Patch]]]:
     """`flags` are the keywords of `apply`. A layer that is refused or patched has no patches."""
+    # the mark that FSDP1 leaves; FSDP2 has parameters of the whole shape
+    flattened = any(getattr(p, "_fsdp_flattened", False) for p in model.parameters())
+    for row, found in _walk(model, flags):
+        if flattened and (found or not row.op):
+            yield replace(row, form="", op="", reason=FLATTENED), []
+        else:
+            yield row, found
+
+
+def _walk(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[Patch]]]:
     parts = [part for part in PARTS if flags[part.flag]]
     seen: dict[object, Verdict] = {}
     with probing():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .deferred import DeferredLogits, fold
-from .patch import Patch
+from .patch import Missing, Patch
 from .reporting import Row
 
 __all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "observed", "targets"]
@@ -67,6 +67,8 @@ class HeadPatch(Patch):
         if compute is not None:
             self._check_gathered()
             return compute(input, head.weight, head.bias)
+        if real:
+            self._check_gathered()
         entry: Any = self.entry
         if (
             real
@@ -83,13 +85,13 @@ class HeadPatch(Patch):
 
     def _check_gathered(self) -> None:
         head: Any = self.module
-        whole = head.in_features * head.out_features
-        if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.numel() != whole:
+        whole = (head.out_features, head.in_features)
+        if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.shape != whole:
             raise RuntimeError(
                 f"liger_hf: weight of {self.row.path} is {type(head.weight).__name__} "
-                f"{tuple(head.weight.shape)} while its forward runs, not "
-                f"({head.out_features}, {head.in_features}): FSDP or ZeRO-3 has not gathered it; "
-                "patch with loss=False"
+                f"{tuple(head.weight.shape)} while its forward runs, not {whole}: FSDP or ZeRO-3 "
+                "has not gathered it; wrap the head with the whole model and leave outputs.logits "
+                "unread, or patch with loss=False"
             )
 
 
@@ -107,6 +109,18 @@ class ModelPatch(Patch):
         super().__init__(model, row)
         self.heads = heads
         self.contract: Callable[..., Any] | None = None
+
+    @property
+    def replacement(self) -> Callable[..., Any]:
+        """An object, as methods have no `__wrapped__` of their own."""
+        return self
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
+        if self.original is Missing.MISSING:
+            return getattr(type(self.module), self.name).__get__(self.module)
+        return self.original
 
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more

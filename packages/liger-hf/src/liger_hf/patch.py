@@ -1,9 +1,9 @@
 """Patch a model in place of its instances, and take the patch back.
 
-A `Patch` is one replaced attribute of one module instance. It stands in the instance's `__dict__`
-where Python finds it before the class attribute, so no class and no module global is written, and
-parameters, submodules and state dict keys stay. It is an object rather than a closure, so that it
-follows its module through deepcopy, pickle and `torch.save`.
+A `Patch` is one replaced attribute of one module instance. What replaces it stands in the
+instance's `__dict__`, where Python finds it before the class attribute, so no class and no module
+global is written, and parameters, submodules and state dict keys stay. A patch is an object rather
+than a closure, so that it follows its module through deepcopy, pickle and `torch.save`.
 
 Each patched module keeps its patches under `_liger_hf`. Another library may wrap a patched forward
 later (autocast wrappers of accelerate do); `revert` then leaves the wrapper alone and the patch
@@ -20,7 +20,16 @@ from torch import nn
 
 from .reporting import Report, Row
 
-__all__ = ["NothingToReplace", "Patch", "applied", "apply", "explain", "report", "revert"]
+__all__ = [
+    "Missing",
+    "NothingToReplace",
+    "Patch",
+    "applied",
+    "apply",
+    "explain",
+    "report",
+    "revert",
+]
 
 RECORD = "_liger_hf"
 _lock = threading.RLock()
@@ -68,17 +77,17 @@ class Patch:
         return self.original(*args, **kwargs)
 
     @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
-        if self.original is Missing.MISSING:
-            return getattr(type(self.module), self.name).__get__(self.module)
-        return self.original
+    def replacement(self) -> Callable[..., Any]:
+        """What stands in the module: a method, for which torch.compile looks at its code, so that
+        layers share what is compiled. Objects it tells apart, and compiles every layer anew.
+        """
+        return self.__call__
 
     def install(self) -> None:
         attributes = vars(self.module)
-        before = dict(attributes)
-        setattr(self.module, self.name, self)
-        self.slot = next(key for key, value in attributes.items() if value is self)
+        before, replacement = dict(attributes), self.replacement
+        setattr(self.module, self.name, replacement)
+        self.slot = next(key for key, value in attributes.items() if value is replacement)
         self.original = before.get(self.slot, Missing.MISSING)
         self.active = True
         attributes.setdefault(RECORD, {})[self.slot] = self
@@ -86,7 +95,8 @@ class Patch:
     def remove(self) -> None:
         attributes = vars(self.module)
         self.active = False
-        if attributes.get(self.slot) is self:
+        # equal, not the same: each access to a method makes another
+        if attributes.get(self.slot) == self.replacement:
             if self.original is Missing.MISSING:
                 del attributes[self.slot]
             else:
@@ -119,7 +129,7 @@ def apply(
 
     Args:
         model: a `transformers.PreTrainedModel`, or a module that holds one (PEFT, DDP, FSDP2 and
-            compiled models do).
+            compiled models do; FSDP1 is to wrap a model that is patched already).
         norms: RMS and layer norms, with a gate or without, on `liger_norms`.
         mlp: gated and squared-ReLU MLPs, on `liger_activations`.
         moe: the gate of experts that go by transformers' experts interface, likewise; the products

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .rows import OURS
+from .step_tables import context_tables, step_tables
 
-__all__ = ["compact", "readme_table", "report", "result_line", "step_table", "write_tables"]
+__all__ = ["compact", "readme_table", "report", "result_line", "write_tables"]
 
 Record = dict[str, Any]
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
@@ -23,6 +24,8 @@ medians.
   the ceiling measured in the same run.
 - `error`: the largest of ||result - reference|| / ||reference|| over outputs and gradients,
   reference in fp32.
+- Of whole models: forward, backward and AdamW. `peak GiB` counts all that is allocated. The longest
+  sequence is that of a batch of one, to 2048 tokens; `checkpointed`: with gradient checkpointing.
 """
 
 
@@ -90,30 +93,12 @@ def readme_table(documents: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def step_table(document: Record) -> str:
-    """One training step of a whole model, by variant."""
-    lines = [
-        "| 4 layers of Llama-3-8B, 4 x 2048 tokens | ms | tokens/s | peak GiB | first losses |",
-        "|---|---|---|---|---|",
-    ]
-    for result in document["step"]:
-        if "failed" in result:
-            lines.append(f"| {result['name']} | {result['failed'].replace('|', '/')} | | | |")
-            continue
-        peak = "" if result["peak_gib"] is None else f"{result['peak_gib']:.1f}"
-        losses = ", ".join(f"{loss:.3f}" for loss in result["losses"][:3])
-        cells = (_number(result["ms"]["median"]), f"{result['tokens_s']:,.0f}", peak, losses)
-        lines.append(f"| {result['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def report(documents: list[Record]) -> str:
     """`docs/benchmarks.md`: every row and every implementation."""
     parts = ["# Benchmarks", _DEFINITIONS]
     for document in documents:
         parts += [f"## {document['family']}", f"{_environment(document)} {_ceilings(document)}"]
-        if "step" in document:
-            parts.append(step_table(document))
+        parts += step_tables(document) + context_tables(document)
         for row in document["rows"]:
             parts += [
                 f"### {row['title']} {_shape(row)}" + (f", {row['note']}" if row["note"] else ""),
@@ -153,8 +138,13 @@ def write_tables(results: Path, readme: Path, docs: Path, check: bool = False) -
 
 
 def _headline(documents: list[Record]) -> str:
-    steps = [step_table(document) for document in documents if "step" in document]
-    shown = [d for d in documents if "step" in d or any(row.get("readme") for row in d["rows"])]
+    """Of whole models, the first one."""
+    steps = [t for d in documents for t in (*step_tables(d)[:1], *context_tables(d)[:1])]
+    shown = [
+        d
+        for d in documents
+        if d.keys() & {"step", "context"} or any(row.get("readme") for row in d["rows"])
+    ]
     runs = "\n".join(f"- {d['family']}: {_environment(d)}" for d in shown)
     return "\n\n".join([runs, readme_table(documents), *steps])
 
