@@ -29,7 +29,7 @@ from liger_core.launch import launch
 from torch import Tensor
 
 from .row_loss_torch import Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch
-from .row_tiles import LOG2_E, _capped, _columns, _load, _statistics, _tile, _unit
+from .row_tiles import LOG2_E, _capped, _columns, _load, _statistics, _tile, _unit, _values
 
 __all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd"]
 
@@ -109,7 +109,7 @@ def _store(
 def _row_loss_fwd_kernel(
     X, TARGET, WEIGHT, MEAN_WEIGHT, LOSS, LSE, REST, LOG_PROB, ARGMAX, DX, G,
     stride_x, stride_dx, stride_g, V, ignore_index, label_smoothing, z_loss, softcap, logit_scale,
-    BY_PROBABILITY: tl.constexpr, BLOCK_V: tl.constexpr,
+    BY_PROBABILITY: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = LOSS.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -133,7 +133,7 @@ def _row_loss_fwd_kernel(
     y_t, slope_t = _target(X, target, V, softcap, logit_scale, acc)
     lse, rest, log_prob, wz, argmax = _statistics(
         X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale, acc,
-        ARGMAX is not None, BLOCK_V,
+        ARGMAX is not None, BLOCK_V, PAIRS,
     )  # fmt: skip
     w_t, mean_weight = _weights(WEIGHT, MEAN_WEIGHT, target, V, acc)
     # a difference, so that nothing costs 0 and not -0
@@ -153,10 +153,11 @@ def _row_loss_fwd_kernel(
         # last tile first: it is the one most likely still in the cache
         cols = _columns(BLOCK_V)
         last = (V - 1) // BLOCK_V * BLOCK_V
-        ahead = _tile(X, last, cols, V)
+        ahead = _tile(X, last, V, BLOCK_V, PAIRS)
         for back in range(0, V, BLOCK_V):
             x = ahead
-            ahead = _tile(X, last - back - BLOCK_V, cols, V)
+            ahead = _tile(X, last - back - BLOCK_V, V, BLOCK_V, PAIRS)
+            x = _values(x, acc, BLOCK_V, PAIRS)
             _gradient(
                 x, WEIGHT, DX, last - back, cols, lse, k, smooth, g, V, label_smoothing, softcap,
                 logit_scale,
@@ -196,10 +197,10 @@ def _row_loss_bwd_kernel(
     # does so
     _, slope_t = _load(X, tl.where(here, target, -1), V, softcap, logit_scale, acc, EDGE=True)
     tl.debug_barrier()
-    cols = tl.arange(0, BLOCK_V)
+    x = _tile(X, start, V, BLOCK_V, PAIRS=False)
     _gradient(
-        _tile(X, start, cols, V), WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing,
-        softcap, logit_scale,
+        x, WEIGHT, DX, start, _columns(BLOCK_V), lse, k, smooth, g, V, label_smoothing, softcap,
+        logit_scale,
     )  # fmt: skip
     tl.debug_barrier()
     dx_t = (own - tl.load(REST + row) * k) * slope_t * g
@@ -247,11 +248,13 @@ def row_loss_fwd(
     rows = empty_rows(M, x, metrics, by_probability)
     if M:
         block_v, warps = _config(V, dx is not None)
+        even = V, x.stride(0), x.storage_offset()
         launch(
             _row_loss_fwd_kernel, (M,),
             x, target, weight, _mean(weight, acc), *rows, dx, g,
             x.stride(0), 0 if dx is None else dx.stride(0), _stride(g), V, *_runtime(settings),
             num_warps=warps, BY_PROBABILITY=by_probability and dx is not None, BLOCK_V=block_v,
+            PAIRS=x.dtype == torch.bfloat16 and not any(n % 2 for n in even),
         )  # fmt: skip
     return rows
 

@@ -11,18 +11,42 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _tile(X, start, cols, V):
-    """The raw logits of a tile; -inf beyond the row on either side."""
-    inside = (cols >= -start) & (cols < V - start)
-    return tl.load(X + start + cols, mask=inside, other=float("-inf"))
-
-
-@triton.jit
 def _columns(BLOCK_V: tl.constexpr):
     """Columns of a tile, in groups of eight that belong to one thread: a reduction over a group
     takes no exchange between threads.
     """
     return tl.arange(0, BLOCK_V // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
+
+
+@triton.jit
+def _tile(X, start, V, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr):
+    """The logits of a tile as they lie, -inf beyond the row on either side, for `_values`. PAIRS
+    takes two bfloat16 as one integer, of an even number of them.
+    """
+    if PAIRS:
+        pairs = tl.arange(0, BLOCK_V // 8)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        inside = (pairs >= -start // 2) & (pairs < (V - start) // 2)
+        X = (X + start).to(tl.pointer_type(tl.int32))
+        x = tl.load(X + pairs, mask=inside, other=-8323200)
+    else:
+        cols = _columns(BLOCK_V)
+        inside = (cols >= -start) & (cols < V - start)
+        x = tl.load(X + start + cols, mask=inside, other=float("-inf"))
+    return x
+
+
+@triton.jit
+def _values(x, acc: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr):
+    """The logits that `_tile` loaded: of a pair in one instruction each, where converting a
+    bfloat16 takes two.
+    """
+    if PAIRS:
+        first = (x << 16).to(tl.float32, bitcast=True)
+        second = (x & -65536).to(tl.float32, bitcast=True)
+        y = tl.reshape(tl.join(first, second), [BLOCK_V // 8, 8])
+    else:
+        y = x.to(acc)
+    return y
 
 
 @triton.jit
@@ -130,7 +154,7 @@ def _accumulate(
 @triton.jit
 def _statistics(
     X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale,
-    acc: tl.constexpr, ARGMAX: tl.constexpr, BLOCK_V: tl.constexpr,
+    acc: tl.constexpr, ARGMAX: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """lse, rest, log_prob, sum_j w_j z_j and argmax of a row; y_t is what `_load` makes of its
     target, NaN for one out of range.
@@ -142,11 +166,12 @@ def _statistics(
     best = tl.full((BLOCK_V // 8,), float("-inf"), acc)
     where = tl.zeros((BLOCK_V // 8,), tl.int32)
     unit = _unit(softcap, logit_scale)
-    ahead = _tile(X, 0, cols, V)
+    ahead = _tile(X, 0, V, BLOCK_V, PAIRS)
     for start in range(0, V, BLOCK_V):
         x = ahead
         # on its way while this tile is summed
-        ahead = _tile(X, start + BLOCK_V, cols, V)
+        ahead = _tile(X, start + BLOCK_V, V, BLOCK_V, PAIRS)
+        x = _values(x, acc, BLOCK_V, PAIRS)
         m, sum, sum_wy, best, where = _accumulate(
             x, WEIGHT, start, cols, target, V, m, sum, sum_wy, best, where, unit,
             label_smoothing, softcap, logit_scale, ARGMAX,
