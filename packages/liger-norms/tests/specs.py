@@ -10,7 +10,7 @@ from liger_norms.fused_add_norm import (
 )
 from liger_norms.layer_norm import layer_norm, layer_norm_ref
 from liger_norms.rms_norm import rms_norm, rms_norm_ref
-from liger_norms.row_norm import _bwd_config
+from liger_norms.row_norm import _bwd_config, _wide_bwd_config
 
 
 def weighted(new, shape):
@@ -31,7 +31,8 @@ def peak(tensors, stats, weights):
     def formula(shape, itemsize, sms, **options):
         M, N = shape
         if N * itemsize > 32768:
-            programs, stats_ = -(-8 * sms // -(-N // 1024)), stats + 2
+            per_sm, _, config = _wide_bwd_config(itemsize, weights)
+            programs, stats_ = max(1, per_sm * sms // -(-N // config["BLOCK_N"])), stats + 2
         else:
             programs, stats_ = sms * _bwd_config(N, itemsize, tensors, weights)[0], stats
         sums = weights * (4 * min(programs, M) + itemsize) * N

@@ -63,6 +63,18 @@ def test_large_mean(mean, width):
         assert error <= 2 * eager + 1e-6, f"{error:.2e}, torch {eager:.2e}"
 
 
+@pytest.mark.parametrize("tiles", [1, 3, 4, 5, 6])
+def test_rows_beside_what_registers_hold(tiles):
+    """A tile of fp64 has 2048 columns; nine rows are several tiles of several programs."""
+    N = 2048 * tiles - 7
+    x, weight, bias = new(torch.float64).normal(9, N), new(seed=1).normal(N), new(seed=2).normal(N)
+    weight, bias, dy = weight.double(), bias.double(), new(torch.float64, 3).normal(9, N)
+    ours = backward(layer_norm, x, weight, bias, dy=dy)
+    exact = backward(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), x, weight, bias, dy=dy)
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_shift_and_scale_cancel():
     """layer_norm(c x + d) = layer_norm(x); gradients are orthogonal to 1 and to x."""
     x, weight, dy = new().normal(6, 130), new(seed=1).normal(130), new(seed=2).normal(6, 130)

@@ -114,6 +114,12 @@ def liger_multimodal():
     return lambda q, k, cos, sin: liger_qwen2vl_mrope(q, k, cos, sin, list(QWEN2))
 
 
+def tables_of_each_sequence(given):
+    """cos and sin as [3, B, T, D]: liger-kernel's kernel knows no batch of one for all."""
+    B = len(given["q"])
+    return given | {name: given[name].expand(-1, B, -1, -1).contiguous() for name in ("cos", "sin")}
+
+
 def _pairwise(rotary, by_token):
     """A function of [B, T, heads, D] with an option `interleaved`, on q and k one by one."""
 
@@ -215,7 +221,13 @@ FAMILY = Family(
         ),
         "multimodal_rope": peers(
             eager_multimodal(chunked, QWEN2),
-            Peer("liger-kernel", liger_multimodal, "liger-kernel", inplace=True),
+            Peer(
+                "liger-kernel",
+                liger_multimodal,
+                "liger-kernel",
+                prepare=tables_of_each_sequence,
+                inplace=True,
+            ),
         ),
         "multimodal_rope, interleaved": peers(eager_multimodal(cycled, QWEN3)),
     },

@@ -3,8 +3,9 @@
     y = exp(x - max(x)) / sum(exp(x - max(x)))
 
 A row of up to 16384 columns stays in registers. A wider one is read twice: once for a running
-maximum and sum, then from the last tile to the first, most of which is still in the cache. The
-kernel computes in fp32 (fp64 for fp64 results) and rounds once. Only y is kept for the backward.
+maximum and sum, then from the last tile to the first, most of which is still in the cache; in the
+backward, y of up to 32768 columns stays and only dy is read again. The kernel computes in fp32
+(fp64 for fp64 results) and rounds once. Only y is kept for the backward.
 
     x, y [M, N]; M rows, N columns
     dx = y * (dy - sum(y * dy))
@@ -57,7 +58,9 @@ def _finite(m):
 
 
 @triton.jit
-def _softmax_wide_fwd_kernel(X, Y, stride_x, M, N, BLOCK_N: tl.constexpr):
+def _softmax_wide_fwd_kernel(
+    X, Y, stride_x, M, N, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr
+):  # fmt: skip
     acc: tl.constexpr = tl.float64 if Y.dtype.element_ty == tl.float64 else tl.float32
     # groups of eight columns belong to one thread: no exchange between threads in the loop
     groups = tl.arange(0, BLOCK_N // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
@@ -65,7 +68,7 @@ def _softmax_wide_fwd_kernel(X, Y, stride_x, M, N, BLOCK_N: tl.constexpr):
         x_row = X + tl.cast(row, tl.int64) * stride_x
         m = tl.full((BLOCK_N // 8,), float("-inf"), acc)
         total = tl.zeros((BLOCK_N // 8,), acc)
-        for start in range(0, N, BLOCK_N):
+        for start in tl.range(0, N, BLOCK_N, loop_unroll_factor=UNROLL):
             x = tl.load(x_row + start + groups, mask=start + groups < N, other=float("-inf"))
             x = x.to(Y.dtype.element_ty).to(acc)
             m_new = tl.maximum(m, tl.max(x, axis=1))
@@ -98,19 +101,26 @@ def _softmax_bwd_kernel(Y, DY, DX, stride_dy, M, N, BLOCK_M: tl.constexpr, BLOCK
     inside = (rows < M) & (cols < N)
 
     y = _acc(tl.load(Y + rows * N + cols, mask=inside, other=0.0))
-    dy = _acc(tl.load(DY + rows * stride_dy + cols, mask=inside, other=0.0))
-    dx = y * (dy - tl.sum(y * dy, axis=1, keep_dims=True))
+    dy_at = DY + rows * stride_dy + cols
+    dy = _acc(tl.load(dy_at, mask=inside, other=0.0))
+    total = tl.sum(y * dy, axis=1, keep_dims=True)
+    if BLOCK_N > 16384:
+        # registers hold y alone; the other policy keeps the two loads apart
+        dy = _acc(tl.load(dy_at, mask=inside, other=0.0, eviction_policy="evict_first"))
+    dx = y * (dy - total)
     tl.store(DX + rows * N + cols, dx.to(DX.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _softmax_wide_bwd_kernel(Y, DY, DX, stride_dy, M, N, BLOCK_N: tl.constexpr):
+def _softmax_wide_bwd_kernel(
+    Y, DY, DX, stride_dy, M, N, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr
+):  # fmt: skip
     acc: tl.constexpr = tl.float64 if Y.dtype.element_ty == tl.float64 else tl.float32
     for row in range(tl.program_id(0), M, tl.num_programs(0)):
         at = tl.cast(row, tl.int64) * N
         dy_row = DY + tl.cast(row, tl.int64) * stride_dy
         products = tl.zeros((BLOCK_N,), acc)
-        for start in range(0, N, BLOCK_N):
+        for start in tl.range(0, N, BLOCK_N, loop_unroll_factor=UNROLL):
             cols = start + tl.arange(0, BLOCK_N)
             y = _acc(tl.load(Y + at + cols, mask=cols < N, other=0.0))
             products += y * _acc(tl.load(dy_row + cols, mask=cols < N, other=0.0))
@@ -128,59 +138,42 @@ def _softmax_wide_bwd_kernel(Y, DY, DX, stride_dy, M, N, BLOCK_N: tl.constexpr):
 _IN_FLIGHT = 1 << 19
 
 
-def _config(x: Tensor, operands: int) -> tuple[int, int, int, int]:
-    """(programs, rows, columns, warps) for `operands` tensors like x [M, N].
+def _config(x: Tensor, operands: int) -> tuple[int, dict[str, int]]:
+    """Programs for `operands` tensors like x [M, N]; warps and sizes of one.
 
     A tile has 2048 elements or is one row, with 16 to 32 elements of all operands a thread where 16
-    warps allow it. 0 rows: a row takes several tiles.
+    warps allow it. Without BLOCK_M a row takes several tiles.
     """
-    M, N = x.shape
+    (M, N), itemsize = x.shape, x.element_size()
     block_n = power_of_2(N)
-    if block_n > 16384:
-        resident = max(1, _IN_FLIGHT // (N * x.element_size() * operands))
-        return min(M, num_sms(x) * resident), 0, 8192 if N <= 65536 else 16384, 16
+    if block_n > (32768 if operands == 2 == itemsize else 16384):
+        resident = max(1, _IN_FLIGHT // (N * itemsize * operands))
+        block_n = 8192 if N <= 65536 else 16384
+        return min(M, num_sms(x) * resident), {"num_warps": 16, "BLOCK_N": block_n, "UNROLL": 1}
     block_m = max(1, 2048 // max(block_n, 16))
     warps = min(max(block_m * block_n * operands // 1024, 4), 16)
-    return ceil_div(M, block_m), block_m, block_n, warps
+    return ceil_div(M, block_m), {"num_warps": warps, "BLOCK_M": block_m, "BLOCK_N": block_n}
 
 
 def softmax_fwd(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [..., N] -> y [..., N] contiguous, of `dtype`."""
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if not y.numel():
-        return y
-    x = as_rows(x)
-    programs, block_m, block_n, warps = _config(x, 1)
-    if block_m:
-        launch(
-            _softmax_fwd_kernel, (programs,), x, y, x.stride(0), *x.shape,
-            num_warps=warps, BLOCK_M=block_m, BLOCK_N=block_n,
-        )  # fmt: skip
-    else:
-        launch(
-            _softmax_wide_fwd_kernel, (programs,), x, y, x.stride(0), *x.shape,
-            num_warps=warps, BLOCK_N=block_n,
-        )  # fmt: skip
+    if y.numel():
+        x = as_rows(x)
+        programs, config = _config(x, 1)
+        kernel = _softmax_fwd_kernel if "BLOCK_M" in config else _softmax_wide_fwd_kernel
+        launch(kernel, (programs,), x, y, x.stride(0), *x.shape, **config)
     return y
 
 
 def softmax_bwd(dy: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """dy, y [..., N], y contiguous -> dx [..., N] contiguous, of `dtype`."""
     dx = torch.empty(y.shape, dtype=dtype, device=y.device)
-    if not y.numel():
-        return dx
-    dy = as_rows(dy)
-    programs, block_m, block_n, warps = _config(dy, 2)
-    if block_m:
-        launch(
-            _softmax_bwd_kernel, (programs,), y, dy, dx, dy.stride(0), *dy.shape,
-            num_warps=warps, BLOCK_M=block_m, BLOCK_N=block_n,
-        )  # fmt: skip
-    else:
-        launch(
-            _softmax_wide_bwd_kernel, (programs,), y, dy, dx, dy.stride(0), *dy.shape,
-            num_warps=warps, BLOCK_N=block_n,
-        )  # fmt: skip
+    if y.numel():
+        dy = as_rows(dy)
+        programs, config = _config(dy, 2)
+        kernel = _softmax_bwd_kernel if "BLOCK_M" in config else _softmax_wide_bwd_kernel
+        launch(kernel, (programs,), y, dy, dx, dy.stride(0), *dy.shape, **config)
     return dx
 
 

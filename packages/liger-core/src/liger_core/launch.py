@@ -16,8 +16,9 @@ __all__ = ["launch"]
 
 # a block has at most 1024 threads: 32 warps, 16 of AMD's
 _MAX_WARPS = 16 if torch.version.hip else 32
-# key -> (Triton's compiled kernel, the constants that complete its arguments)
-_compiled: dict[tuple[object, ...], tuple[Any, tuple[object, ...]]] = {}
+# key -> (Triton's compiled kernel, its launcher, what the launcher takes between the stream and the
+# arguments, the constants that complete these)
+_compiled: dict[tuple[object, ...], tuple[Any, Any, tuple[object, ...], tuple[object, ...]]] = {}
 
 
 def launch(
@@ -62,18 +63,18 @@ def _launch_cuda(
     # tensors as addresses, which the launcher need not ask for and look up again
     values: list[object] = []
     for arg in args:
-        if arg is None:
-            key.append(None)
-        elif (kind := type(arg)) is int:
+        kind = type(arg)
+        if kind is int:
             # most integers: any but 1 of 32 bits
-            divisible = arg & 15 == 0
-            usual = arg != 1 and -0x80000000 <= arg < 0x80000000
-            key.append(divisible if usual else (arg == 1, divisible))
+            usual = -0x80000000 <= arg < 0x80000000 and arg != 1
+            key.append(arg & 15 == 0 if usual else (arg == 1, arg & 15 == 0))
+        elif arg is None:
+            key.append(None)
         elif kind is float:
             key.append(float)
         else:
             pointer = arg.data_ptr()
-            key += arg.dtype, pointer & 15 == 0
+            key.append((arg.dtype,) if pointer & 15 else arg.dtype)
             if not pointer and arg.numel():
                 shape = tuple(arg.shape)
                 raise ValueError(
@@ -85,18 +86,17 @@ def _launch_cuda(
     entry = _compiled.get(tuple(key))
     if entry is None:
         compiled = kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
-        tail = tuple(constants[name] for name in kernel.arg_names[len(args) :])
-        _compiled[tuple(key)] = compiled, tail
+        # the Nones: metadata and hooks, which only a profiler sets
+        handles = compiled.function, compiled.packed_metadata, None, None, None
+        rest = tuple(constants[name] for name in kernel.arg_names[len(args) :])
+        _compiled[tuple(key)] = compiled, compiled.run, handles, rest
         return
-    compiled, tail = entry
-    stream = torch._C._cuda_getCurrentRawStream(device)
+    compiled, run, between, tail = entry
     hooks = triton.knobs.runtime
+    stream = torch._C._cuda_getCurrentRawStream(device)
     if getattr(hooks.launch_enter_hook, "calls", None) or getattr(
         hooks.launch_exit_hook, "calls", None
     ):
         compiled[(*grid, 1, 1)[:3]](*args, *tail, stream=stream)
     else:
-        compiled.run(
-            *(*grid, 1, 1)[:3], stream, compiled.function, compiled.packed_metadata,
-            None, None, None, *values, *tail,
-        )  # fmt: skip
+        run(*(*grid, 1, 1)[:3], stream, *between, *values, *tail)

@@ -55,11 +55,11 @@ def _cut(N: int) -> tuple[int, int]:
     return tiles // twos, block_n * twos
 
 
-def _fwd_config(N: int, itemsize: int) -> dict[str, int]:
-    """2048 elements or one row a program; of a wide row one tile is held."""
+def _fwd_config(N: int, itemsize: int, operands: int) -> dict[str, int]:
+    """2048 elements or one row a program; of a wide row the first tiles are held."""
     if N * itemsize > _WIDEST:
         tiles, block_n = ceil_div(N * itemsize, _WIDEST // 2), _WIDEST // 2 // itemsize
-        held, block_m, warps = 1, 1, 16
+        held, block_m, warps = min(tiles, 4 // operands), 1, 16
     else:
         tiles, block_n = _cut(N)
         held, block_m = tiles, max(1, 2048 // (tiles * block_n))
@@ -68,6 +68,7 @@ def _fwd_config(N: int, itemsize: int) -> dict[str, int]:
             warps = 2 if block_n <= 1024 else 8
     return {
         "num_warps": warps, "HELD": held, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n,
+        "STAGES": 1, "UNROLL": 2,
     }  # fmt: skip
 
 
@@ -91,10 +92,12 @@ def _bwd_config(N: int, itemsize: int, operands: int, sums: int) -> tuple[int, d
     }  # fmt: skip
 
 
-def _wide_bwd_config(N: int, itemsize: int) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Programs an SM of the second kernel; warps and sizes of the means and of that."""
+def _wide_bwd_config(itemsize: int, sums: int) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Programs of the second kernel that an SM holds at once; warps and sizes of the means and of
+    that.
+    """
     means = {"num_warps": 16, "BLOCK_N": _WIDEST // 2 // itemsize}
-    return 8, means, {"num_warps": 4, "BLOCK_M": 4, "BLOCK_N": 1024}
+    return 4 if sums == 2 else 7, means, {"num_warps": 4, "BLOCK_M": 2, "BLOCK_N": 1024}
 
 
 def row_norm_fwd(
@@ -113,7 +116,7 @@ def row_norm_fwd(
     mean = torch.empty_like(rstd) if layer else None
     if M:
         G = _groups(w, b)
-        config = _fwd_config(N, dtype.itemsize)
+        config = _fwd_config(N, dtype.itemsize, 1 if more is None else 2)
         launch(
             _row_norm_fwd_kernel, (ceil_div(M, config["BLOCK_M"]),),
             rows, more, w, b, s, y, mean, rstd, rows.stride(0),
@@ -164,9 +167,10 @@ def _narrow_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
 
 def _wide_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
     (M, N), (_, offset, cast, _) = s.shape, form
-    per_sm, means, config = _wide_bwd_config(N, s.element_size())
+    per_sm, means, config = _wide_bwd_config(s.element_size(), len(wanted))
     blocks = ceil_div(N, config["BLOCK_N"])
-    P = _programs(ceil_div(per_sm * num_sms(s), blocks), M // T, T, config["BLOCK_M"], wanted)
+    # all programs at once: they walk the rows together, the last of which are in L2
+    P = _programs(per_sm * num_sms(s) // blocks, M // T, T, config["BLOCK_M"], wanted)
     sums = _empty_sums(wanted, M // T, P, s, rstd)
     c1, c2 = torch.empty((2, M), dtype=rstd.dtype, device=s.device)
     strides = s.stride(0), dy.stride(0), 0 if ds is None else ds.stride(0)

@@ -14,7 +14,7 @@ __all__ = [
 def _row_norm_fwd_kernel(
     X, RESIDUAL, W, B, S, Y, MEAN, RSTD, stride_x, stride_r, M, N, T, eps, offset,
     CAST: tl.constexpr, GROUPED: tl.constexpr, HELD: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
     cols = tl.arange(0, BLOCK_N)[None, :]
@@ -32,7 +32,7 @@ def _row_norm_fwd_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
         for tile in tl.static_range(HELD):
             total += held[tile]
-        for tile in tl.range(HELD, TILES, num_stages=2):
+        for tile in tl.range(HELD, TILES, num_stages=STAGES, loop_unroll_factor=UNROLL):
             at = tile * BLOCK_N + cols
             total += _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         mean = tl.sum(total, axis=1, keep_dims=True) / N
@@ -40,23 +40,22 @@ def _row_norm_fwd_kernel(
     square = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     for tile in tl.static_range(HELD):
         square += _squared(held[tile], mean, MEAN, tile * BLOCK_N + cols, N)
-    for tile in tl.range(HELD, TILES, num_stages=2):
+    for tile in tl.range(HELD, TILES, num_stages=STAGES, loop_unroll_factor=UNROLL):
         at = tile * BLOCK_N + cols
         s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         square += _squared(s, mean, MEAN, at, N)
     rstd = tl.rsqrt(tl.sum(square, axis=1, keep_dims=True) / N + tl.cast(eps, tl.float32))
     tl.store(RSTD + rows, rstd, mask=rows < M)
 
-    # results need no room in the cache that holds a wide row between its readings
-    EVICT: tl.constexpr = "evict_first" if TILES > HELD else ""
+    WIDE: tl.constexpr = TILES > HELD
     for tile in tl.static_range(HELD):
         at = tile * BLOCK_N + cols
-        _store_y(held[tile], mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, EVICT)
+        _store_y(held[tile], mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, WIDE)
     # last tile first: it is the one most likely still in the cache
-    for back in tl.range(1, TILES - HELD + 1, num_stages=2):
+    for back in tl.range(1, TILES - HELD + 1, num_stages=STAGES, loop_unroll_factor=UNROLL):
         at = (TILES - back) * BLOCK_N + cols
         s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
-        _store_y(s, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, EVICT)
+        _store_y(s, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, WIDE)
 
 
 @triton.jit
@@ -87,8 +86,11 @@ def _squared(s, mean, MEAN, cols, N):
 @triton.jit
 def _store_y(
     s, mean, rstd, W, B, S, Y, X, rows, cols, first, offset, M, N,
-    CAST: tl.constexpr, EVICT: tl.constexpr,
+    CAST: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    # results and weights need no room in the caches that hold a wide row between its readings
+    EVICT: tl.constexpr = "evict_first" if WIDE else ""
+    CACHE: tl.constexpr = ".cg" if WIDE else ""
     mask = (rows < M) & (cols < N)
     dtype = X.dtype.element_ty
     if S is not None:
@@ -100,9 +102,10 @@ def _store_y(
     if CAST == "before":
         y = y.to(dtype).to(s.dtype)
     if W is not None:
-        y *= _load_weight(W, first + cols, cols < N, offset, s.dtype)
+        y *= _load_weight(W, first + cols, cols < N, offset, s.dtype, CACHE)
     if B is not None:
-        y += tl.load(B + first + cols, mask=cols < N, other=0.0).to(s.dtype)
+        b = tl.load(B + first + cols, mask=cols < N, other=0.0, cache_modifier=CACHE)
+        y += b.to(s.dtype)
     tl.store(Y + rows * N + cols, y.to(Y.dtype.element_ty), mask=mask, eviction_policy=EVICT)
 
 
@@ -120,7 +123,7 @@ def _row_norm_bwd_kernel(
     w, dw, db = (), (), ()
     for i in tl.static_range(TILES):
         at = i * BLOCK_N + cols
-        w = _append(w, _load_weight(W, first + at, at < N, offset, acc))
+        w = _append(w, _load_weight(W, first + at, at < N, offset, acc, ""))
         dw, db = _append(dw, zero), _append(db, zero)
 
     for tile in tl.range(p, tl.cdiv(T, BLOCK_M), P, num_stages=STAGES):
@@ -132,7 +135,7 @@ def _row_norm_bwd_kernel(
             at = i * BLOCK_N + cols
             if TILES * BLOCK_N > 8192:
                 # registers are short: the weight comes from the cache each time
-                w_i = _load_weight(W, first + at, at < N, offset, acc)
+                w_i = _load_weight(W, first + at, at < N, offset, acc, "")
             else:
                 w_i = w[i]
             xhat_i, dy_i, g_i = _load_bwd(
@@ -165,10 +168,10 @@ def _load_stats(MEAN, RSTD, rows, valid):
 
 
 @triton.jit
-def _load_weight(W, at, inside, offset, acc: tl.constexpr):
+def _load_weight(W, at, inside, offset, acc: tl.constexpr, CACHE: tl.constexpr):
     w = tl.full((), 1.0, acc)
     if W is not None:
-        w = tl.load(W + at, mask=inside, other=0.0).to(acc)
+        w = tl.load(W + at, mask=inside, other=0.0, cache_modifier=CACHE).to(acc)
         if offset is not None:
             w += tl.cast(offset, tl.float32)
     return w
@@ -236,15 +239,16 @@ def _rounded(xhat, S, CAST: tl.constexpr):
 def _wide_means_kernel(
     S, W, DY, MEAN, RSTD, C1, C2, stride_s, stride_dy, N, T, offset, BLOCK_N: tl.constexpr
 ):  # fmt: skip
+    acc = RSTD.dtype.element_ty
     group = tl.program_id(0) // T
     rows = (tl.program_id(0) + tl.arange(0, 1)[:, None]).to(tl.int64)
     cols = tl.arange(0, BLOCK_N)[None, :]
-    c1 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
-    c2 = tl.zeros((1, BLOCK_N), dtype=RSTD.dtype.element_ty)
+    c1 = tl.zeros((1, BLOCK_N), dtype=acc)
+    c2 = tl.zeros((1, BLOCK_N), dtype=acc)
     mean, rstd = _load_stats(MEAN, RSTD, rows, rows >= 0)
     for start in tl.range(0, N, BLOCK_N, num_stages=3):
         at = start + cols
-        w = _load_weight(W, group.to(tl.int64) * N + at, at < N, offset, RSTD.dtype.element_ty)
+        w = _load_weight(W, group.to(tl.int64) * N + at, at < N, offset, acc, "")
         xhat, _, g = _load_bwd(
             S, W, DY, MEAN, mean, rstd, w, rows, at, rows >= 0, stride_s, stride_dy, N
         )
@@ -263,7 +267,7 @@ def _wide_bwd_kernel(
 ):  # fmt: skip
     group, p = tl.program_id(1) // P, tl.program_id(1) % P
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    w = _load_weight(W, group.to(tl.int64) * N + cols, cols < N, offset, RSTD.dtype.element_ty)
+    w = _load_weight(W, group.to(tl.int64) * N + cols, cols < N, offset, RSTD.dtype.element_ty, "")
     dw = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     db = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     tiles = tl.cdiv(T, BLOCK_M)
