@@ -4,6 +4,7 @@ Operators made with `torch.library.custom_op` run their body there, for the memo
 question that fake tensors cannot answer, which elements are not zero, gets the answer all.
 """
 
+import gc
 from typing import Any
 
 import torch
@@ -82,6 +83,8 @@ def measured_peak(case: Case, inputs: dict[str, torch.Tensor]) -> int:
     shapes = tensors_of(case.spec.op(**args, **case.options))
     incoming = [torch.ones_like(t) for t in shapes if t.requires_grad]
     del shapes
+    # what a compilation left in reference cycles must not be freed half-way
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     resident = torch.cuda.memory_allocated()
