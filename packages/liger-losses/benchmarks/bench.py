@@ -152,7 +152,7 @@ FAMILY = Family(
             **LCE,
             shape=LLAMA,
             note="low memory",
-            ours={"chunk_bytes": 2**27},
+            ours={"chunk_bytes": 3 * 2**26},
             flops=gemms(3),
             alone=True,
         ),

@@ -58,9 +58,7 @@ def _finite(m):
 
 
 @triton.jit
-def _softmax_wide_fwd_kernel(
-    X, Y, stride_x, M, N, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr
-):  # fmt: skip
+def _softmax_wide_fwd_kernel(X, Y, stride_x, M, N, BLOCK_N: tl.constexpr):
     acc: tl.constexpr = tl.float64 if Y.dtype.element_ty == tl.float64 else tl.float32
     # groups of eight columns belong to one thread: no exchange between threads in the loop
     groups = tl.arange(0, BLOCK_N // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
@@ -68,7 +66,7 @@ def _softmax_wide_fwd_kernel(
         x_row = X + tl.cast(row, tl.int64) * stride_x
         m = tl.full((BLOCK_N // 8,), float("-inf"), acc)
         total = tl.zeros((BLOCK_N // 8,), acc)
-        for start in tl.range(0, N, BLOCK_N, loop_unroll_factor=UNROLL):
+        for start in range(0, N, BLOCK_N):
             x = tl.load(x_row + start + groups, mask=start + groups < N, other=float("-inf"))
             x = x.to(Y.dtype.element_ty).to(acc)
             m_new = tl.maximum(m, tl.max(x, axis=1))
@@ -112,15 +110,13 @@ def _softmax_bwd_kernel(Y, DY, DX, stride_dy, M, N, BLOCK_M: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _softmax_wide_bwd_kernel(
-    Y, DY, DX, stride_dy, M, N, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr
-):  # fmt: skip
+def _softmax_wide_bwd_kernel(Y, DY, DX, stride_dy, M, N, BLOCK_N: tl.constexpr):
     acc: tl.constexpr = tl.float64 if Y.dtype.element_ty == tl.float64 else tl.float32
     for row in range(tl.program_id(0), M, tl.num_programs(0)):
         at = tl.cast(row, tl.int64) * N
         dy_row = DY + tl.cast(row, tl.int64) * stride_dy
         products = tl.zeros((BLOCK_N,), acc)
-        for start in tl.range(0, N, BLOCK_N, loop_unroll_factor=UNROLL):
+        for start in range(0, N, BLOCK_N):
             cols = start + tl.arange(0, BLOCK_N)
             y = _acc(tl.load(Y + at + cols, mask=cols < N, other=0.0))
             products += y * _acc(tl.load(dy_row + cols, mask=cols < N, other=0.0))
@@ -149,7 +145,8 @@ def _config(x: Tensor, operands: int) -> tuple[int, dict[str, int]]:
     if block_n > (32768 if operands == 2 == itemsize else 16384):
         resident = max(1, _IN_FLIGHT // (N * itemsize * operands))
         block_n = 8192 if N <= 65536 else 16384
-        return min(M, num_sms(x) * resident), {"num_warps": 16, "BLOCK_N": block_n, "UNROLL": 1}
+        warps = 32 if operands == 2 and N > 65536 else 16
+        return min(M, num_sms(x) * resident), {"num_warps": warps, "BLOCK_N": block_n}
     block_m = max(1, 2048 // max(block_n, 16))
     warps = min(max(block_m * block_n * operands // 1024, 4), 16)
     return ceil_div(M, block_m), {"num_warps": warps, "BLOCK_M": block_m, "BLOCK_N": block_n}

@@ -63,12 +63,10 @@ def _fwd_config(N: int, itemsize: int, operands: int) -> dict[str, int]:
     else:
         tiles, block_n = _cut(N)
         held, block_m = tiles, max(1, 2048 // (tiles * block_n))
-        warps = min(max(block_m * block_n // 1024, 4), 16)
-        if tiles > 1:
-            warps = 2 if block_n <= 1024 else 8
+        few = 2 if block_n <= 1024 else 4
+        warps = few if tiles > 1 else min(max(block_m * block_n // 1024, 4), 16)
     return {
         "num_warps": warps, "HELD": held, "TILES": tiles, "BLOCK_M": block_m, "BLOCK_N": block_n,
-        "STAGES": 1, "UNROLL": 2,
     }  # fmt: skip
 
 
@@ -93,10 +91,8 @@ def _bwd_config(N: int, itemsize: int, operands: int, sums: int) -> tuple[int, d
 
 
 def _wide_bwd_config(itemsize: int, sums: int) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Programs of the second kernel that an SM holds at once; warps and sizes of the means and of
-    that.
-    """
-    means = {"num_warps": 16, "BLOCK_N": _WIDEST // 2 // itemsize}
+    """Programs of the second kernel that an SM holds at once; those of the means and of that."""
+    means = {"num_warps": 8, "BLOCK_N": _WIDEST // 4 // itemsize}
     return 4 if sums == 2 else 7, means, {"num_warps": 4, "BLOCK_M": 2, "BLOCK_N": 1024}
 
 

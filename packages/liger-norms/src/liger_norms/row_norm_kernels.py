@@ -14,8 +14,10 @@ __all__ = [
 def _row_norm_fwd_kernel(
     X, RESIDUAL, W, B, S, Y, MEAN, RSTD, stride_x, stride_r, M, N, T, eps, offset,
     CAST: tl.constexpr, GROUPED: tl.constexpr, HELD: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    # loads in flight, as far as the registers go
+    UNROLL: tl.constexpr = 4 if RESIDUAL is None else 2
     rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
     cols = tl.arange(0, BLOCK_N)[None, :]
     # where the weights of these rows begin
@@ -32,7 +34,7 @@ def _row_norm_fwd_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
         for tile in tl.static_range(HELD):
             total += held[tile]
-        for tile in tl.range(HELD, TILES, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        for tile in tl.range(HELD, TILES, loop_unroll_factor=UNROLL):
             at = tile * BLOCK_N + cols
             total += _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         mean = tl.sum(total, axis=1, keep_dims=True) / N
@@ -40,7 +42,7 @@ def _row_norm_fwd_kernel(
     square = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     for tile in tl.static_range(HELD):
         square += _squared(held[tile], mean, MEAN, tile * BLOCK_N + cols, N)
-    for tile in tl.range(HELD, TILES, num_stages=STAGES, loop_unroll_factor=UNROLL):
+    for tile in tl.range(HELD, TILES, loop_unroll_factor=UNROLL):
         at = tile * BLOCK_N + cols
         s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         square += _squared(s, mean, MEAN, at, N)
@@ -52,7 +54,7 @@ def _row_norm_fwd_kernel(
         at = tile * BLOCK_N + cols
         _store_y(held[tile], mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, WIDE)
     # last tile first: it is the one most likely still in the cache
-    for back in tl.range(1, TILES - HELD + 1, num_stages=STAGES, loop_unroll_factor=UNROLL):
+    for back in tl.range(1, TILES - HELD + 1, loop_unroll_factor=UNROLL):
         at = (TILES - back) * BLOCK_N + cols
         s = _load_sum(X, RESIDUAL, S, RSTD, rows, at, stride_x, stride_r, M, N)
         _store_y(s, mean, rstd, W, B, S, Y, X, rows, at, first, offset, M, N, CAST, WIDE)
