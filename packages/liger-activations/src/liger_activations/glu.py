@@ -120,11 +120,11 @@ def _parts(both: Tensor, layout: str) -> tuple[Tensor, Tensor]:
 
 def _launch(kernel: Any, tensors: tuple[Tensor | None, ...], options: Options) -> None:
     """`tensors` begin with gate, up and one of the shape of y."""
-    rows, strides = flat_rows(*tensors)
-    M, N = rows[2].shape
+    y: Any = tensors[2]
+    M, N, rows, strides = flat_rows(y, *tensors)
     block_n, warps = TILE
     _, activation, clamp, *numbers = options
-    if activation == "gelu" and rows[2].element_size() == 2:
+    if activation == "gelu" and y.element_size() == 2:
         activation = "gelu_16"
     launch(
         kernel, (M * ceil_div(N, block_n),), *rows, *strides, N, *numbers,

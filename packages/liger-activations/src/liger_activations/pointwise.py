@@ -117,10 +117,13 @@ def gate_and_up(gate, up, alpha, limit, up_offset, ACT: tl.constexpr, CLAMP: tl.
     return y, slope, up
 
 
-def flat_rows(*tensors: Tensor | None) -> tuple[list[Any], list[int]]:
-    """2-D views with unit inner stride, and their row strides (0 for None); one long row where all
-    are contiguous, so that no tile is cut short.
+def flat_rows(y: Tensor, *tensors: Tensor | None) -> tuple[int, int, list[Any], list[int]]:
+    """M and N of y, and the tensors with unit inner stride and their row strides (0 for None): one
+    long row where all are contiguous, so that no tile is cut short. Those stay as they are, since a
+    kernel asks for no shape and a view costs time.
     """
-    flat = all(t is None or t.is_contiguous() for t in tensors)
-    rows = [t if t is None else t.view(1, -1) if flat else as_rows(t) for t in tensors]
-    return rows, [0 if t is None else t.stride(0) for t in rows]
+    if all(t is None or t.is_contiguous() for t in tensors):
+        return 1, y.numel(), list(tensors), [0 if t is None else t.numel() for t in tensors]
+    M, N = as_rows(y).shape
+    rows = [t if t is None else as_rows(t) for t in tensors]
+    return M, N, rows, [0 if t is None else t.stride(0) for t in rows]

@@ -59,8 +59,7 @@ def relu_squared_fwd(x: Tensor) -> Tensor:
     """x [..., N] -> y of its shape, contiguous."""
     y = x.new_empty(x.shape)
     if y.numel():
-        rows, strides = flat_rows(x, y)
-        M, N = rows[0].shape
+        M, N, rows, strides = flat_rows(x, x, y)
         block_n, warps = TILE
         launch(
             _relu_squared_fwd_kernel, (M * ceil_div(N, block_n),),
@@ -73,8 +72,7 @@ def relu_squared_bwd(dy: Tensor, x: Tensor) -> Tensor:
     """dy, x [..., N] -> dx of their shape, contiguous."""
     dx = x.new_empty(x.shape)
     if dx.numel():
-        rows, strides = flat_rows(x, dy, dx)
-        M, N = rows[0].shape
+        M, N, rows, strides = flat_rows(x, x, dy, dx)
         block_n, warps = TILE
         launch(
             _relu_squared_bwd_kernel, (M * ceil_div(N, block_n),),
