@@ -17,16 +17,17 @@ from .reporting import Row
 
 __all__ = ["find_heads", "language_models", "plain_heads"]
 
+NO_LOSS = "forward does not call self.loss_function"
+
 
 def find_heads(model: nn.Module) -> Iterator[tuple[Row, list[Patch]]]:
     """A row for every output head, with the patches of head, model and loss."""
-    empty = True
-    for path, owners, head in language_models(model):
-        empty = False
-        yield _find(path, owners, head)
-    if empty:
+    found = [_find(*parts) for parts in language_models(model)]
+    if not found:
         reason = "holds no transformers model with an output head"
         yield Row("", type(model).__name__, reason=reason), []
+    # a part may use its logits for something else, as BLT's patcher does
+    yield from [item for item in found if not item[0].reason.endswith(NO_LOSS)] or found[:1]
 
 
 def language_models(model: nn.Module) -> Iterator[tuple[str, list[nn.Module], nn.Module]]:
@@ -85,7 +86,7 @@ def _refusal_of_model(model: nn.Module) -> str:
     forwards = [inspect.unwrap(vars(kind)["forward"]) for kind in kinds if "forward" in vars(kind)]
     names = [getattr(getattr(f, "__code__", None), "co_names", ()) for f in forwards]
     if not any("loss_function" in used for used in names):
-        return f"{name}.forward does not call self.loss_function"
+        return f"{name}.{NO_LOSS}"
     return ""
 
 
