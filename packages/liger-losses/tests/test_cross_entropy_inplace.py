@@ -10,7 +10,7 @@ from liger_core.device import use_kernels
 from liger_core.testing import Builder, assert_accurate, load_module
 from liger_core.testing.numerics import same_bits
 from liger_core.testing.running import device
-from liger_losses import CrossEntropyLoss, cross_entropy
+from liger_losses import CrossEntropyLoss, cross_entropy, row_loss
 from liger_losses.cross_entropy import cross_entropy_ref
 
 oracle = load_module(Path(__file__).with_name("oracle.py"))
@@ -175,3 +175,33 @@ def test_module_is_the_function(options):
     assert isinstance(module, torch.nn.CrossEntropyLoss)
     assert same_bits(parent.weight, weight)
     assert CrossEntropyLoss().state_dict() == torch.nn.CrossEntropyLoss().state_dict() == {}
+
+
+@pytest.mark.skipif(not KERNELS, reason="PyTorch computes it without a kernel")
+@pytest.mark.parametrize(
+    ("dtype", "offset", "stride", "V", "pairs"),
+    [
+        (torch.bfloat16, 0, 8, 8, True),
+        (torch.bfloat16, 2, 10, 8, True),
+        (torch.bfloat16, 1, 8, 8, False),
+        (torch.bfloat16, 0, 9, 8, False),
+        (torch.bfloat16, 0, 8, 7, False),
+        (torch.float16, 0, 8, 8, False),
+    ],
+)
+def test_two_logits_a_load_only_where_they_are_aligned(
+    monkeypatch, dtype, offset, stride, V, pairs
+):
+    """An address of four bytes, which a GPU demands and the interpreter does not."""
+    seen = []
+    launch = row_loss.launch
+    monkeypatch.setattr(
+        row_loss, "launch", lambda *a, **k: seen.append(k["PAIRS"]) or launch(*a, **k)
+    )
+    x = new(dtype).normal(64).as_strided((3, V), (stride, 1), offset)
+    loss = cross_entropy(x, torch.tensor([0, V - 1, 3], device=device()), reduction="none")
+    expected = torch.nn.functional.cross_entropy(
+        x.float(), torch.tensor([0, V - 1, 3], device=device()), reduction="none"
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert seen == [pairs]
