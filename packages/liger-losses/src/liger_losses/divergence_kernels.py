@@ -55,8 +55,7 @@ def is_ignored(LABELS, row, ignore_index):
 
 @triton.jit
 def store_row(DX, cols, V, dx):
-    # first out of the cache, which the rows still to be read again have use for
-    tl.store(DX + cols, dx, mask=cols < V, eviction_policy="evict_first")
+    tl.store(DX + cols, dx, mask=cols < V)
 
 
 @triton.jit
@@ -88,7 +87,8 @@ def _normalisers(X, P, V, unit, acc: tl.constexpr, BLOCK_V: tl.constexpr):
     """The maximum and log2 of the sum of both rows."""
     m_x = tl.full((BLOCK_V // 8,), float("-inf"), acc)
     m_p = tl.full((BLOCK_V // 8,), float("-inf"), acc)
-    total_x, total_p = tl.zeros((BLOCK_V // 8,), acc), tl.zeros((BLOCK_V // 8,), acc)
+    total_x = tl.zeros((BLOCK_V // 8,), acc)
+    total_p = tl.zeros((BLOCK_V // 8,), acc)
     for start in range(0, V, BLOCK_V):
         cols = start + class_columns(BLOCK_V)
         m_x, total_x = online_sum(X, cols, V, m_x, total_x, unit)
