@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from liger_core.autograd import once_differentiable
+from liger_core.autograd import autocast, once_differentiable
 from liger_core.device import use_kernels
+from liger_core.kernels import column_sum
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -104,7 +105,7 @@ def glu_linear_bwd(
     elif need_weight:
         h = _product(gate, up, options, dy.dtype)
     dweight = None if h is None or not need_weight else dy.t() @ h
-    return dgate, dup, dweight, dy.sum(0) if need_bias else None
+    return dgate, dup, dweight, column_sum(dy, dy.dtype) if need_bias else None
 
 
 class GLULinearFunction(torch.autograd.Function):
@@ -167,8 +168,7 @@ def glu_linear(
     kind = gate.device.type
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-        weight = weight if weight.dtype == torch.float64 else weight.to(dtype)
-        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
+        weight, bias = autocast(weight, bias)
     _check_projection(gate, gate.shape[-1] // (2 if up is None else 1), dtype, weight, bias)
     return GLULinearFunction.apply(gate, up, weight, bias, *options)
 

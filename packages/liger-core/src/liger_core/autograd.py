@@ -1,4 +1,4 @@
-"""What backward functions share."""
+"""What autograd functions share."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 from torch.autograd import function as torch_function
 
-__all__ = ["once_differentiable"]
+__all__ = ["autocast", "once_differentiable"]
+
+
+def autocast(*tensors: Any) -> list[Any]:
+    """What a linear layer would compute with: under autocast, copies in its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    ]
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,9 @@ from .device import num_sms, use_kernels
 from .lang import tl, triton
 from .launch import launch
 
-__all__ = ["as_rows", "ceil_div", "log2", "power_of_2", "scale_", "sum_partials", "tanh"]
+__all__ = [
+    "as_rows", "ceil_div", "column_sum", "log2", "power_of_2", "scale_", "sum_partials", "tanh",
+]  # fmt: skip
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -89,6 +91,40 @@ def sum_partials(
         num_warps=4, BLOCK_P=64, BLOCK_N=block_n,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _column_partials_kernel(
+    X, PARTIALS, stride, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=PARTIALS.dtype.element_ty)
+    for start in range(tl.program_id(1) * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
+        rows = (start + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+        x = tl.load(X + rows * stride + cols, mask=(rows < M) & (cols < N), other=0.0)
+        total += x.to(total.dtype)
+    at = tl.program_id(1) * N + cols
+    tl.store(PARTIALS + at, tl.sum(total, axis=0), mask=cols < N)
+
+
+def column_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.sum(0, dtype=dtype) of [M, N], summed in fp32 (fp64 for fp64) in a fixed order: [N].
+
+    Torch's own takes a workspace of 1 MiB an SM, this one 4 KiB.
+    """
+    if not use_kernels(x) or not x.numel():
+        return x.sum(0, dtype=dtype)
+    x = as_rows(x)
+    M, N = x.shape
+    block_m, block_n = 16, 256
+    blocks = ceil_div(N, block_n)
+    P = min(ceil_div(4 * num_sms(x), blocks), ceil_div(M, block_m))
+    partials = x.new_empty((P, N), dtype=torch.promote_types(x.dtype, torch.float32))
+    launch(
+        _column_partials_kernel, (blocks, P), x, partials, x.stride(0), M, N,
+        num_warps=4, BLOCK_M=block_m, BLOCK_N=block_n,
+    )  # fmt: skip
+    return sum_partials(partials, dtype)
 
 
 @triton.jit

@@ -1,7 +1,5 @@
 """What the losses of this package check in their arguments and make of them."""
 
-from typing import Any
-
 import torch
 from liger_core.debug import debugging
 from torch import Tensor
@@ -9,8 +7,8 @@ from torch import Tensor
 from .row_loss import Settings
 
 __all__ = [
-    "autocast", "check_frozen", "check_head", "check_loss", "check_range", "check_target",
-    "is_static", "mean_scale",
+    "check_frozen", "check_head", "check_loss", "check_range", "check_target", "is_static",
+    "mean_scale",
 ]  # fmt: skip
 
 
@@ -38,18 +36,6 @@ def mean_scale(
 def is_static(x: Tensor) -> bool:
     """Whether nothing may be read from the device: in a traced or captured graph."""
     return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def autocast(*tensors: Any) -> list[Any]:
-    """What a linear layer would compute with: under autocast, copies in its dtype."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    ]
 
 
 def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | None) -> None:

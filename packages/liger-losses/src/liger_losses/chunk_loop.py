@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from liger_core.device import use_kernels
+from liger_core.kernels import column_sum
 from torch import Tensor
 
 from .row_loss import Rows, Settings, empty_rows, row_loss_bwd, row_loss_fwd
@@ -140,7 +141,7 @@ class Chunks:
             else:
                 torch.addmm(grads.weight, dz.t(), x, out=grads.weight)
         if grads.bias is not None:
-            grads.bias.add_(dz.sum(0, dtype=grads.bias.dtype))
+            grads.bias.add_(column_sum(dz, grads.bias.dtype))
 
 
 def _mm_fp32(dz: Tensor, x: Tensor, out: Tensor, first: bool) -> None:

@@ -22,9 +22,10 @@ Liger Kernel, arXiv:2410.10989.
 from typing import Any
 
 import torch
+from liger_core.autograd import autocast
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_loss, is_static
+from .arguments import check_head, check_loss, is_static
 from .cross_entropy import cross_entropy_ref
 from .head_op import head_loss
 from .row_loss import Settings

@@ -18,9 +18,10 @@ logits of each chunk again, six products in all.
 from typing import Any
 
 import torch
+from liger_core.autograd import autocast
 from torch import Tensor
 
-from .arguments import autocast, check_range, is_static
+from .arguments import check_range, is_static
 from .divergence import divergence_ref
 from .divergence_arguments import (
     check_beta,

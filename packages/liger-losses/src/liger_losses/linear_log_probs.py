@@ -15,9 +15,10 @@ kept instead: three products.
 from collections.abc import Sequence
 
 import torch
+from liger_core.autograd import autocast
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_range, check_target, is_static
+from .arguments import check_head, check_range, check_target, is_static
 from .log_probs import LogProbs, log_probs_ref, named, wanted
 from .stats_op import head_stats
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from liger_core.autograd import once_differentiable
+from liger_core.autograd import autocast, once_differentiable
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_range, check_target
+from .arguments import check_head, check_range, check_target
 from .chunk_loop import Chunks, Grads
 from .handed_out import hand_out
 from .linear_log_probs import linear_log_probs

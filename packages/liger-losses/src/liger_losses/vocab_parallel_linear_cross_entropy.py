@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from liger_core.autograd import once_differentiable
+from liger_core.autograd import autocast, once_differentiable
 from liger_core.kernels import ceil_div
 from torch import Tensor
 
-from .arguments import autocast, check_head, check_loss, is_static, mean_scale
+from .arguments import check_head, check_loss, is_static, mean_scale
 from .chunk_loop import Chunks
 from .handed_out import cast_to_inputs, hand_out
 from .row_loss import Settings
