@@ -10,6 +10,7 @@ import liger_hf
 import pytest
 import support
 import torch
+import transformers
 import zoo
 from families import assert_same_objects, snapshot
 
@@ -64,8 +65,6 @@ def test_pages_are_generated():
 
 
 def test_no_type_is_missing():
-    import transformers
-
     if transformers.__version__ != STORED["transformers"]:
         pytest.skip(f"the table is of transformers {STORED['transformers']}")
     assert list(FOUND) == list(zoo.types())
@@ -94,7 +93,12 @@ TRAINED = sample([key for key in FULL if key[1] not in NEEDS_MORE | RANDOM], eve
 
 
 def perturbed(key):
-    model = zoo.tiny(*key)
+    try:
+        model = zoo.tiny(*key)
+    except Exception:
+        if transformers.__version__ == STORED["transformers"]:
+            raise
+        pytest.skip(f"transformers {transformers.__version__} cannot make it")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
