@@ -205,3 +205,21 @@ def test_two_logits_a_load_only_where_they_are_aligned(
     )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert seen == [pairs]
+
+
+@pytest.mark.skipif(not KERNELS, reason="PyTorch computes it without a kernel")
+def test_memory_of_others_may_begin_at_any_address(monkeypatch):
+    seen = []
+    launch = row_loss.launch
+    monkeypatch.setattr(
+        row_loss, "launch", lambda *a, **k: seen.append(k["PAIRS"]) or launch(*a, **k)
+    )
+    flat = new(torch.bfloat16).normal(64)
+    # an exchanged tensor begins where the view did, with an offset of 0
+    x = torch.from_dlpack(flat[1:25]).view(3, 8)
+    assert x.storage_offset() == 0
+    target = torch.tensor([0, 7, 3], device=device())
+    loss = cross_entropy(x, target, reduction="none")
+    expected = torch.nn.functional.cross_entropy(x.float(), target, reduction="none")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert seen == [False]
