@@ -103,7 +103,7 @@ def _column_partials_kernel(
         rows = (start + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
         x = tl.load(X + rows * stride + cols, mask=(rows < M) & (cols < N), other=0.0)
         total += x.to(total.dtype)
-    at = tl.program_id(1) * N + cols
+    at = tl.program_id(1).to(tl.int64) * N + cols
     tl.store(PARTIALS + at, tl.sum(total, axis=0), mask=cols < N)
 
 
