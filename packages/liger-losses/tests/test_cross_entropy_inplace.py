@@ -177,7 +177,18 @@ def test_module_is_the_function(options):
     assert CrossEntropyLoss().state_dict() == torch.nn.CrossEntropyLoss().state_dict() == {}
 
 
-@pytest.mark.skipif(not KERNELS, reason="PyTorch computes it without a kernel")
+@pytest.fixture
+def in_pairs(monkeypatch):
+    """Of each launch, whether it loads two logits at once."""
+    if not KERNELS:
+        pytest.skip("PyTorch computes it without a kernel")
+    seen, launch = [], row_loss.launch
+    monkeypatch.setattr(
+        row_loss, "launch", lambda *a, **k: seen.append(k["PAIRS"]) or launch(*a, **k)
+    )
+    return seen
+
+
 @pytest.mark.parametrize(
     ("dtype", "offset", "stride", "V", "pairs"),
     [
@@ -189,31 +200,18 @@ def test_module_is_the_function(options):
         (torch.float16, 0, 8, 8, False),
     ],
 )
-def test_two_logits_a_load_only_where_they_are_aligned(
-    monkeypatch, dtype, offset, stride, V, pairs
-):
+def test_two_logits_a_load_only_where_they_are_aligned(in_pairs, dtype, offset, stride, V, pairs):
     """An address of four bytes, which a GPU demands and the interpreter does not."""
-    seen = []
-    launch = row_loss.launch
-    monkeypatch.setattr(
-        row_loss, "launch", lambda *a, **k: seen.append(k["PAIRS"]) or launch(*a, **k)
-    )
     x = new(dtype).normal(64).as_strided((3, V), (stride, 1), offset)
     loss = cross_entropy(x, torch.tensor([0, V - 1, 3], device=device()), reduction="none")
     expected = torch.nn.functional.cross_entropy(
         x.float(), torch.tensor([0, V - 1, 3], device=device()), reduction="none"
     )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    assert seen == [pairs]
+    assert in_pairs == [pairs]
 
 
-@pytest.mark.skipif(not KERNELS, reason="PyTorch computes it without a kernel")
-def test_memory_of_others_may_begin_at_any_address(monkeypatch):
-    seen = []
-    launch = row_loss.launch
-    monkeypatch.setattr(
-        row_loss, "launch", lambda *a, **k: seen.append(k["PAIRS"]) or launch(*a, **k)
-    )
+def test_memory_of_others_may_begin_at_any_address(in_pairs):
     flat = new(torch.bfloat16).normal(64)
     # an exchanged tensor begins where the view did, with an offset of 0
     x = torch.from_dlpack(flat[1:25]).view(3, 8)
@@ -222,4 +220,4 @@ def test_memory_of_others_may_begin_at_any_address(monkeypatch):
     loss = cross_entropy(x, target, reduction="none")
     expected = torch.nn.functional.cross_entropy(x.float(), target, reduction="none")
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    assert seen == [False]
+    assert in_pairs == [False]

@@ -282,7 +282,7 @@ def _in_pairs(x: Tensor) -> bool:
     even = x.shape[1], x.stride(0), x.storage_offset()
     if x.dtype != torch.bfloat16 or any(n % 2 for n in even):
         return False
-    # memory of others may begin anywhere; a compiled graph copies what lies askew
+    # memory of others may begin anywhere; a traced graph has no addresses, its offsets must do
     return torch.compiler.is_compiling() or x.data_ptr() % 4 == 0
 
 
