@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from liger_core.bench import Family, Peer, Row
 
 GROUPS = 32
+SHAPES = ((8, 320, 64, 64), True), ((2, 512, 128, 128), False), ((1, 128, 512, 512), False)
 
 
 def eager():
@@ -19,7 +20,7 @@ def liger_kernel():
 FAMILY = Family(
     rows=tuple(
         Row("group_norm", shape, small=(2, 64, 8, 8), options={"num_groups": GROUPS}, readme=readme)
-        for shape, readme in (((8, 320, 64, 64), True), ((2, 512, 128, 128), False))
+        for shape, readme in SHAPES
     ),
     peers={
         "group_norm": (

@@ -17,8 +17,8 @@ from liger_norms import GroupNorm, group_norm
 group_norm_module = importlib.import_module("liger_norms.group_norm")
 
 KERNELS = use_kernels(torch.empty(0, device=device()))
-# a group is a part of a tile, a tile, many tiles, and too many for one program
-SIZES = {"small": (5, 6, 50), "tile": (2, 4, 3000), "tiles": (2, 4, 9001), "parts": (2, 2, 70_001)}
+# a group is a part of a tile, a tile, tiles of its channels, and tiles of several channels each
+SIZES = {"small": (5, 6, 50), "tile": (2, 4, 3000), "along": (2, 4, 9001), "rows": (2, 60, 700)}
 
 
 def new(dtype=torch.float32, seed=0):
@@ -61,6 +61,16 @@ def test_few_elements_far_from_the_others(shape, odd):
     x[:, :, odd] += 1000.0
     exact = group_norm(x.double(), 2, weight.double(), bias.double())
     assert error(group_norm(x, 2, weight, bias), exact) < 1e-5
+
+
+@pytest.mark.parametrize("shape", ["along", "rows"])
+def test_parts_of_several_tiles(shape, monkeypatch):
+    """As programs have them of groups of more than 512 tiles."""
+    monkeypatch.setattr(group_norm_module, "_PARTS", 3)
+    x, weight, bias, dy = arguments(SIZES[shape], mean=3.0)
+    exact = backward(*(t.double() if torch.is_tensor(t) else t for t in (x, 2, weight, bias, dy)))
+    for ours, truth in zip(backward(x, 2, weight, bias, dy), exact, strict=True):
+        assert error(ours, truth) < 2e-6
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
@@ -166,7 +176,7 @@ def test_frozen_inputs_cost_no_work(monkeypatch):
                 calls.append(_name) or _original(*a, **k)
             ),
         )
-    x, weight, bias, _ = arguments(SIZES["parts"])
+    x, weight, bias, _ = arguments(SIZES["along"])
     for grad, expected in (
         ((x,), ["launch"] * 4),
         ((weight,), ["launch"] * 3 + ["sum_partials"]),

@@ -38,9 +38,10 @@ def observed(module: nn.Module) -> str:
     return ""
 
 
-# Logits alive at once. Less than the op takes by itself: here the activations of all layers are
-# alive beside them, and more would make this the peak of a training step.
-CHUNK_BYTES = 408 * 2**20
+# Logits alive at once: 2048 tokens of a vocabulary of 128,256, at which the products run at their
+# full rate. Of larger ones the op takes more by itself, but here the activations of all layers are
+# alive beside them, and that would make this the peak of a training step.
+CHUNK_BYTES = 512 * 2**20
 
 
 class HeadPatch(Patch):

@@ -5,8 +5,8 @@
 mean and var are those of a group: D neighbouring channels of one sample, L = D S elements. The
 variance is a sum of centred squares, whatever the mean: a first tile gives a shift close to it, the
 parts of a group that several programs read are merged by their counts, means and centred squares.
-Statistics and products are fp32, fp64 for fp64 inputs. A group that fits a tile is read once in
-each direction, a larger one twice, one beyond 65536 elements by several programs. Kernels:
+Statistics and products are fp32, fp64 for fp64 inputs. A group of up to 16384 elements is read once
+in each direction, a larger one twice, by one program for each 4096 elements. Kernels:
 `group_norm_kernels`.
 
     x, y [B, C, S]; w, b [C], each or none; mean, rstd [B, G]
@@ -18,6 +18,7 @@ Source: Wu and He 2018, arXiv:1803.08494; Chan, Golub and LeVeque 1983 for mergi
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from liger_core.autograd import once_differentiable
@@ -48,36 +49,49 @@ def group_norm_ref(
     return y.transpose(1, -1).to(x.dtype)
 
 
-# elements of a tile that stays in registers, of one of many tiles, and of a program's tiles
-_WIDEST, _TILE, _MOST = 16384, 4096, 65536
+# elements of a group that is one tile, of a tile of larger ones; parts of a group, all of which
+# each of its programs reads
+_WIDEST, _TILE, _PARTS = 16384, 4096, 512
 
 
-def _config(D: int, S: int, itemsize: int) -> tuple[int, int, dict[str, int]]:
-    """Tiles of a group, parts of it; sizes of a tile, warps, pipeline stages.
+class _Cut(NamedTuple):
+    """How a group is cut: `rows` of `tiles` each, one without `along`; `each` tiles a part."""
 
-    The sizes do not depend on the number of groups, so neither do the bits of a result. Stages
-    beyond the first hold x and dy in shared memory, of which every target lends 128 KiB.
-    """
+    along: bool
+    rows: int
+    tiles: int
+    each: int
+    config: dict[str, int]
+
+    @property
+    def parts(self) -> int:
+        """Of a row."""
+        return ceil_div(self.tiles, self.each)
+
+    @property
+    def phases(self) -> list[tuple[bool, bool]]:
+        """Of each launch whether it reduces (STATS) and whether it writes the result (APPLY)."""
+        whole = self.rows * self.parts == 1
+        return [(True, True)] if whole else [(True, False), (False, True)]
+
+
+def _cut(D: int, S: int, itemsize: int) -> _Cut:
+    """The sizes do not depend on the number of groups, so neither do the bits of a result."""
     block_d, block_s = power_of_2(D), power_of_2(S)
     if block_d * block_s > _WIDEST:
         block_s = min(block_s, _TILE)
         block_d = min(block_d, _TILE // block_s)
-    tile = block_d * block_s
-    tiles = ceil_div(D, block_d) * ceil_div(S, block_s)
-    splits = ceil_div(tiles, max(_MOST // tile, ceil_div(tiles, 1024)))
-    # none of the parts may be empty
-    splits = ceil_div(tiles, ceil_div(tiles, splits))
-    block_g = max(1, 2048 // tile) if tiles == 1 else 1
-    return tiles, splits, {
-        "num_warps": min(max(block_g * tile // 512, 4), 16), "ONE": tiles == 1,
+    tile, along = block_d * block_s, block_s < S
+    rows, tiles = (D, ceil_div(S, block_s)) if along else (1, ceil_div(D, block_d))
+    each = min(ceil_div(rows * tiles, _PARTS), tiles)
+    block_g = max(1, 2048 // tile) if rows * tiles == 1 else 1
+    return _Cut(along, rows, tiles, each, {
+        "num_warps": min(max(block_g * tile // 1024, 4), 16), "ONE": each == 1, "ALONG": along,
+        "BLOCK_PARTS": power_of_2(rows * ceil_div(tiles, each)),
         "BLOCK_G": block_g, "BLOCK_D": block_d, "BLOCK_S": block_s,
+        # beyond the first they hold x and dy in shared memory: every target lends 128 KiB
         "STAGES": min(1 + 2**17 // (2 * tile * itemsize), 3),
-    }  # fmt: skip
-
-
-def _phases(splits: int) -> list[tuple[bool, bool]]:
-    """Of each launch whether it reduces (STATS) and whether it writes the result (APPLY)."""
-    return [(True, True)] if splits == 1 else [(True, False), (False, True)]
+    })  # fmt: skip
 
 
 def group_norm_fwd(
@@ -90,13 +104,14 @@ def group_norm_fwd(
     mean = torch.empty((x.shape[0], num_groups), dtype=acc, device=x.device)
     rstd, groups = torch.empty_like(mean), mean.numel()
     if x.numel():
-        tiles, splits, config = _config(D, S, x.element_size())
-        parts = mean.new_empty((groups, splits, 3)) if splits > 1 else None
-        for stats, apply in _phases(splits):
+        cut = _cut(D, S, x.element_size())
+        grid = ceil_div(groups, cut.config["BLOCK_G"]), cut.rows, cut.parts
+        parts = mean.new_empty((groups, *grid[1:], 3)) if len(cut.phases) > 1 else None
+        for stats, apply in cut.phases:
             launch(
-                _group_norm_fwd_kernel, (ceil_div(groups, config["BLOCK_G"]) * splits,),
-                x, weight, bias, y, mean, rstd, parts, groups, num_groups, D, S, tiles, splits, eps,
-                STATS=stats, APPLY=apply, BLOCK_SPLITS=power_of_2(splits), **config,
+                _group_norm_fwd_kernel, grid,
+                x, weight, bias, y, mean, rstd, parts, groups, num_groups, D, S,
+                cut.tiles, cut.each, eps, STATS=stats, APPLY=apply, **cut.config,
             )  # fmt: skip
     return y, mean, rstd
 
@@ -116,21 +131,27 @@ def group_norm_bwd(
     dx = torch.empty_like(x) if need[0] else None
     wanted = {i: t for i, t in ((1, weight), (2, bias)) if t is not None and need[i]}
     if not x.numel():
-        sums = {i: torch.zeros_like(t) for i, t in wanted.items()}
-        return dx, sums.get(1), sums.get(2)
-    tiles, splits, config = _config(C // G, S, x.element_size())
-    rows = B * ceil_div(S, config["BLOCK_S"])
-    sums = {i: mean.new_empty((rows, C)) for i in wanted}
-    parts = mean.new_empty((B * G, splits, 2)) if splits > 1 and need[0] else None
-    for stats, apply in _phases(splits) if need[0] else [(True, False)]:
+        grads = {i: torch.zeros_like(t) for i, t in wanted.items()}
+        return dx, grads.get(1), grads.get(2)
+    cut = _cut(C // G, S, x.element_size())
+    grid = ceil_div(B * G, cut.config["BLOCK_G"]), cut.rows, cut.parts
+    sums = mean.new_empty((len(wanted), B * (cut.parts if cut.along else 1), C))
+    at = dict(zip(wanted, sums, strict=True))
+    parts = mean.new_empty((B * G, *grid[1:], 2)) if len(cut.phases) > 1 and need[0] else None
+    for stats, apply in cut.phases if need[0] else [(True, False)]:
         launch(
-            _group_norm_bwd_kernel, (ceil_div(B * G, config["BLOCK_G"]) * splits,),
-            x, weight, dy, dx, mean, rstd, sums.get(1), sums.get(2), parts,
-            B * G, G, C, C // G, S, C // G * S, tiles, splits,
-            STATS=stats, APPLY=apply, BLOCK_SPLITS=power_of_2(splits), **config,
+            _group_norm_bwd_kernel, grid,
+            x, weight, dy, dx, mean, rstd, at.get(1), at.get(2), parts,
+            B * G, G, C, C // G, S, C // G * S, cut.tiles, cut.each,
+            STATS=stats, APPLY=apply, **cut.config,
         )  # fmt: skip
-    sums = {i: sum_partials(sums[i], t.dtype) for i, t in wanted.items()}
-    return dx, sums.get(1), sums.get(2)
+    if not wanted:
+        return dx, None, None
+    # rounded once where the parameters have one dtype
+    dtypes = {t.dtype for t in wanted.values()}
+    totals = sum_partials(sums, dtypes.pop() if len(dtypes) == 1 else mean.dtype)
+    grads = {i: total.to(wanted[i].dtype) for i, total in zip(wanted, totals, strict=True)}
+    return dx, grads.get(1), grads.get(2)
 
 
 class GroupNormFunction(torch.autograd.Function):
