@@ -234,6 +234,9 @@ def tree(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "x1-doubles.json").write_text(json.dumps(document()))
+    (folder / "x1-again.json").write_text(
+        json.dumps(document() | {"family": "again", "readme": False})
+    )
     (folder / "cpu-doubles.json").write_text(json.dumps(document() | {"family": "cpu"}))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
@@ -250,6 +253,8 @@ def test_tables_fill_readme_and_report(tree):
     assert "2.00 TB/s, 50%" in docs.read_text()
     assert "E: a / b" in docs.read_text()
     assert "## cpu" not in docs.read_text()
+    assert "## again" in docs.read_text()
+    assert "again" not in text
     assert tables.write_tables(results, readme, docs) == []
 
 

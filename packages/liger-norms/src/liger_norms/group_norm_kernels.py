@@ -25,8 +25,7 @@ def _group_norm_fwd_kernel(
     acc = MEAN.dtype.element_ty
     group, row, k = _program(BLOCK_G, STATS)
     groups = group + tl.arange(0, BLOCK_G)[:, None, None]
-    part, parts = row * tl.num_programs(2) + k, tl.num_programs(1) * tl.num_programs(2)
-    first, last = k * EACH, tl.minimum(k * EACH + EACH, TILES)
+    part, parts, first, last = _part(row, k, TILES, EACH)
     at, channel, rows, mask, n = _tile(
         first, group, row, GROUPS, G, D, S, ALONG, BLOCK_G, BLOCK_D, BLOCK_S
     )
@@ -80,6 +79,16 @@ def _program(BLOCK_G: tl.constexpr, STATS: tl.constexpr):
         group = tl.num_programs(0) - 1 - group
         row, k = tl.num_programs(1) - 1 - row, tl.num_programs(2) - 1 - k
     return group * BLOCK_G, row, k
+
+
+@triton.jit
+def _part(row, k, TILES, EACH):
+    """Which part of its groups a program has, of how many; its first tile and the one after its
+    last.
+    """
+    along = tl.num_programs(2).to(tl.int64)
+    first = (k.to(tl.int64) * EACH).to(tl.int32)
+    return row * along + k, tl.num_programs(1) * along, first, tl.minimum(first + EACH, TILES)
 
 
 @triton.jit
@@ -152,8 +161,7 @@ def _group_norm_bwd_kernel(
 ):  # fmt: skip
     group, row, k = _program(BLOCK_G, STATS)
     groups = group + tl.arange(0, BLOCK_G)[:, None, None]
-    part, parts = row * tl.num_programs(2) + k, tl.num_programs(1) * tl.num_programs(2)
-    first, last = k * EACH, tl.minimum(k * EACH + EACH, TILES)
+    part, parts, first, last = _part(row, k, TILES, EACH)
     acc = MEAN.dtype.element_ty
     mean = _lookup(MEAN, groups, groups < GROUPS, acc)
     rstd = _lookup(RSTD, groups, groups < GROUPS, acc)

@@ -138,7 +138,8 @@ def write_tables(results: Path, readme: Path, docs: Path, check: bool = False) -
 
 
 def _headline(documents: list[Record]) -> str:
-    """Of whole models, the first one."""
+    """Of whole models the first one, of documents without `"readme": false`."""
+    documents = [d for d in documents if d.get("readme", True)]
     steps = [t for d in documents for t in (*step_tables(d)[:1], *context_tables(d)[:1])]
     shown = [
         d
