@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "test", "wheels"]
+nox.options.sessions = ["lint", "types", "test", "oldest", "wheels"]
 nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
@@ -66,6 +66,26 @@ def test(session: nox.Session) -> None:
     if ops:
         session.run(*PYTEST, *options, *ops, env=env | {"LIGER_LAUNCHES": str(launches)})
         session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The oldest Triton and transformers that are supported, with the torch of `test`: kernels
+    compiled for the shapes of the benchmarks, models patched.
+    """
+    _install(session, *_groups("test"))
+    versions = _oldest("liger-core", "triton"), _oldest("liger-hf", "transformers")
+    # that Triton's interpreter reads numbers as NumPy 2.4 forbids; constraints name newer versions
+    session.install(*versions, "numpy<2.4", env={"PIP_CONSTRAINT": None})
+    kernels = [f"packages/{p}/tests" for p in PACKAGES if p not in ("liger-compat", "liger-core")]
+    launches = Path(session.create_tmp(), "launches.json")
+    launches.unlink(missing_ok=True)
+    env = ONE_THREAD | {"TRITON_INTERPRET": "1", "LIGER_LAUNCHES": str(launches)}
+    session.run(*PYTEST, "-k", "test_bench_launches", *kernels, env=env)
+    # registers are for newer compilers to divide
+    check = ["-m", "liger_core.testing.compile_check", "--spilled", "16", str(launches)]
+    session.run("python", *check)
+    session.run(*PYTEST, "packages/liger-hf/tests", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -168,6 +188,15 @@ def _siblings(package: str) -> set[str]:
 
 def _dependencies(package: str) -> list[str]:
     return PACKAGES[package]["project"]["dependencies"]
+
+
+def _oldest(package: str, needed: str) -> str:
+    """The first release of a dependency that a package admits, from its lower bound."""
+    project = PACKAGES[package]["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    bounds = itertools.chain(project["dependencies"], *extras)
+    (bound,) = (re.match(r"[^,;]*", b)[0] for b in bounds if re.match(rf"{needed}\b", b))
+    return bound.replace(">=", "==") + ".*"
 
 
 def _third_party() -> set[str]:

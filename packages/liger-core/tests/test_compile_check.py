@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from liger_core.testing import compile_check, ttir
+from liger_core.testing import compile_check, layouts, ttir
 from liger_core.testing.interpreter import interpreting
 
 pytest.importorskip("triton")
@@ -90,6 +90,29 @@ def test_nothing_to_look_at_is_a_failure(tmp_path):
     assert run(manifest, TRITON_INTERPRET="1").returncode == 2
     with pytest.raises(ValueError, match="no Triton IR"):
         ttir.findings("")
+    with pytest.raises(ValueError, match="no Triton GPU IR"):
+        layouts.crowded("")
+
+
+CROWDED = """
+#blocked = #ttg.blocked<{sizePerThread = [1, 1], threadsPerWarp = [32, 1], warpsPerCTA = [4, 1], order = [0, 1]}>
+#blocked1 = #ttg.blocked<{sizePerThread = [1, 8], threadsPerWarp = [1, 32], warpsPerCTA = [1, 4], order = [1, 0]}>
+module attributes {"ttg.num-ctas" = 1 : i32, "ttg.num-warps" = 4 : i32} {
+    %1 = tt.broadcast %0 : tensor<1x1xf32, #blocked> -> tensor<1x4096xf32, #blocked> loc(#loc1)
+    %2 = ttg.convert_layout %1 : tensor<1x4096xf32, #blocked> -> tensor<1x4096xf32, #blocked1> loc(#loc2)
+    %3 = tt.load %p : tensor<1x4096x!tt.ptr<bf16>, #blocked1> loc(#loc3)
+"""  # noqa: E501
+
+
+def test_tile_that_each_thread_has():
+    assert layouts.crowded(CROWDED) == ["a thread holds 4096 elements of a tensor of 1x4096"]
+    # 128 rows for 128 threads: each has its share
+    assert not layouts.crowded(CROWDED.replace("tensor<1x", "tensor<128x"))
+
+
+def test_spills_that_are_allowed():
+    spilling = entry("clean", listed=True, BLOCK=65536)
+    assert not compile_check.check(spilling, "sm_90", spilled=10**6)
 
 
 def run(manifest, **env):

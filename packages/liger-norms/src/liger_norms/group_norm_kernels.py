@@ -198,10 +198,7 @@ def _group_norm_bwd_kernel(
             tl.store(at_part, c1)
             tl.store(at_part + 1, c2)
     else:
-        others = tl.arange(0, BLOCK_PARTS)
-        at_part = PARTS + (group.to(tl.int64) * parts + others) * 2
-        c1 = tl.sum(tl.load(at_part, mask=others < parts, other=0.0), axis=0)
-        c2 = tl.sum(tl.load(at_part + 1, mask=others < parts, other=0.0), axis=0)
+        c1, c2 = _added(PARTS + group.to(tl.int64) * parts * 2, parts, BLOCK_PARTS)
     if APPLY:
         c1, c2 = c1 / L, c2 / L
         if ONE:
@@ -215,6 +212,15 @@ def _group_norm_bwd_kernel(
                 xhat, dy, w = _load_bwd(X, W, DY, mean, rstd, at, channel, rows, mask)
                 dx = rstd * (dy * w - c2 - xhat * c1)
                 tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _added(PARTS, parts, BLOCK_PARTS: tl.constexpr):
+    """Both sums of a group from those of its parts; scalars, as in `_merged`."""
+    k = tl.arange(0, BLOCK_PARTS)
+    c1 = tl.load(PARTS + k * 2, mask=k < parts, other=0.0)
+    c2 = tl.load(PARTS + k * 2 + 1, mask=k < parts, other=0.0)
+    return tl.sum(c1, axis=0), tl.sum(c2, axis=0)
 
 
 @triton.jit
