@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from liger_core.autograd import autocast, once_differentiable
+from liger_core.autograd import autocast, autocast_dtype, once_differentiable
 from liger_core.device import use_kernels
 from liger_core.kernels import column_sum
 from torch import Tensor
@@ -64,10 +64,17 @@ def _grads_by_torch(
         a, b = leaves[0] if need[0] else gate, leaves[-1] if need[1] else up
         return _glu_by_torch(a, b, options, dh.dtype)
 
-    # torch.compile traces it, as it does not torch.autograd.grad
-    leaves = [t for t, n in zip((gate, up), need, strict=True) if n]
-    h, vjp = torch.func.vjp(product, *leaves)  # type: ignore[misc]
-    grads = vjp(dh)
+    leaves = [t for t, n in zip((gate, up), need, strict=True) if n and t is not None]
+    if torch.compiler.is_compiling():
+        # it traces this, as it does not torch.autograd.grad; hooks of saved tensors forbid it
+        h, vjp = torch.func.vjp(product, *leaves)  # type: ignore[misc]
+        grads = vjp(dh)
+    else:
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in leaves]
+            h = product(*leaves)
+        grads = torch.autograd.grad(h, leaves, dh)
+        h = h.detach()
     return grads[0] if need[0] else None, grads[-1] if need[1] else None, h
 
 
@@ -165,9 +172,9 @@ def glu_linear(
     name = "glu_linear"
     options = glu_options(name, gate, up, activation, layout, alpha, limit, up_offset, clamp)
     dtype = gate.dtype if up is None else torch.promote_types(gate.dtype, up.dtype)
-    kind = gate.device.type
-    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
+    cast = autocast_dtype(gate.device.type)
+    if cast is not None and dtype != torch.float64:
+        dtype = cast
         weight, bias = autocast(weight, bias)
     _check_projection(gate, gate.shape[-1] // (2 if up is None else 1), dtype, weight, bias)
     return GLULinearFunction.apply(gate, up, weight, bias, *options)

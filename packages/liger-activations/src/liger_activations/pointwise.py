@@ -31,7 +31,9 @@ def act_ref(a: Tensor, activation: str, alpha: float = 1.0) -> Tensor:
     if activation == "sigmoid":
         return torch.sigmoid(a)
     if activation in ("relu", "relu_squared"):
-        return F.relu(a) if activation == "relu" else F.relu(a).square()
+        a = F.relu(a)
+        # square() is a power, which autocast computes in fp32
+        return a if activation == "relu" else a * a
     return F.gelu(a, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 

@@ -200,8 +200,8 @@ def softmax(x: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Te
         dtype: of the result, and what x is rounded to first; None keeps that of x.
 
     Returns:
-        The shape of x, contiguous when `dim` is the last; otherwise `dim` is what is contiguous.
-        Formed in fp32 (fp64 for a float64 result) and rounded once.
+        The shape of x. Through the kernels it is contiguous when `dim` is the last; otherwise `dim`
+        is what is contiguous. Formed in fp32 (fp64 for a float64 result) and rounded once.
 
     Peak memory: 2 M N itemsize bytes for M rows of N: y, which is kept for the backward, and dx.
 

@@ -255,9 +255,9 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
         dim: what is projected. Where it is not contiguous in memory, x and dy are copied.
 
     Returns:
-        The shape and dtype of x, contiguous when `dim` is the last; otherwise `dim` is what is
-        contiguous. Formed in fp32 (fp64 for float64) and rounded once, but fp16 rounds no element
-        of the support to 0. At ties with tau the gradient is that of 0.
+        The shape and dtype of x. Through the kernels it is contiguous when `dim` is the last;
+        otherwise `dim` is what is contiguous. Formed in fp32 (fp64 for float64) and rounded once,
+        but fp16 rounds no element of the support to 0. At ties with tau the gradient is that of 0.
 
     Peak memory: 2 M N itemsize bytes for M rows of N: y, which is kept for the backward, and dx.
 

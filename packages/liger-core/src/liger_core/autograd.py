@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd import function as torch_function
 
-__all__ = ["autocast", "once_differentiable"]
+__all__ = ["autocast", "autocast_dtype", "once_differentiable"]
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """That of linear layers on a type of device, None without autocast; meta tensors know none."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def autocast(*tensors: Any) -> list[Any]:
     """What a linear layer would compute with: under autocast, copies in its dtype."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
     return [
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors

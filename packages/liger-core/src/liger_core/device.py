@@ -3,6 +3,7 @@ import.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class DeviceInfo:
 
 _INFO: dict[torch.device, DeviceInfo] = {}
 _NUM_SMS: dict[int, int] = {}
+_TRITON: dict[int, bool] = {}
 # what kernels see on a CPU, in Triton's interpreter: few programs, yet more than one
 _INTERPRETER_SMS = 3
 
@@ -62,9 +64,26 @@ def num_sms(x: Tensor) -> int:
 
 def use_kernels(x: Tensor) -> bool:
     """Whether an op on `x` launches Triton kernels; otherwise it computes through PyTorch."""
-    if x.is_cuda or x.is_xpu:
+    if x.is_cuda:
+        return HAS_TRITON and _has_kernels(x)
+    if x.is_xpu:
         return HAS_TRITON
     return INTERPRET and x.device.type == "cpu"
+
+
+def _has_kernels(x: Tensor) -> bool:
+    # as in num_sms
+    if torch.compiler.is_compiling():
+        return _compiles(torch.cuda.get_device_properties(x.device))
+    index = x.get_device()
+    if index not in _TRITON:
+        _TRITON[index] = device_info(x.device).triton
+    return _TRITON[index]
+
+
+def _compiles(properties: Any) -> bool:
+    """Triton's code generator for NVIDIA starts at Turing."""
+    return bool(torch.version.hip) or (properties.major, properties.minor) >= (7, 5)
 
 
 def _default_device() -> torch.device:
@@ -79,8 +98,7 @@ def _query(device: torch.device) -> DeviceInfo:
             return DeviceInfo(
                 "amd", p.name, arch, p.multi_processor_count, p.total_memory, HAS_TRITON
             )
-        # Triton's code generator starts at Turing
-        triton = HAS_TRITON and (p.major, p.minor) >= (7, 5)
+        triton = HAS_TRITON and _compiles(p)
         arch = f"sm_{p.major}{p.minor}"
         return DeviceInfo("nvidia", p.name, arch, p.multi_processor_count, p.total_memory, triton)
     if device.type == "xpu":

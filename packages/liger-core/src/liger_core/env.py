@@ -86,7 +86,8 @@ def _debug() -> str:
 
 
 def _packages() -> list[str]:
-    found = {module.name for module in pkgutil.iter_modules()}
+    # a user's own liger_train.py is no package, and must not run
+    found = {module.name for module in pkgutil.iter_modules() if module.ispkg}
     return sorted(name for name in found if name.startswith("liger_"))
 
 

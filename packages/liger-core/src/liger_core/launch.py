@@ -43,6 +43,8 @@ def launch(
         ValueError: a tensor without storage of its own, such as a sharded DTensor.
     """
     first, num_warps = args[0], min(num_warps, _MAX_WARPS)
+    if not first.is_cuda:
+        args = _plain(args)
     if INTERPRET or torch.compiler.is_compiling():
         kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constants)
     elif not first.is_cuda:
@@ -54,6 +56,11 @@ def launch(
     else:
         with torch.cuda.device(device):
             _launch_cuda(kernel, grid, args, device, num_warps, num_stages, constants)
+
+
+def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Numbers of NumPy as Python's."""
+    return tuple(arg.item() if type(arg).__module__ == "numpy" else arg for arg in args)
 
 
 def _launch_cuda(
@@ -72,6 +79,9 @@ def _launch_cuda(
             key.append(None)
         elif kind is float:
             key.append(float)
+        elif kind.__module__ == "numpy":
+            plain = _plain(args)
+            return _launch_cuda(kernel, grid, plain, device, num_warps, num_stages, constants)
         else:
             pointer = arg.data_ptr()
             key.append((arg.dtype,) if pointer & 15 else arg.dtype)

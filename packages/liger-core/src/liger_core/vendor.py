@@ -118,7 +118,7 @@ def one_file(op: str) -> tuple[str, str]:
     known = {
         name: package
         for package in kernel_packages()
-        for name in importlib.import_module(package).__all__
+        for name in getattr(importlib.import_module(package), "__all__", ())
     }
     if op not in known:
         listed = ", ".join(sorted(known)) or "none, no kernel package is installed"

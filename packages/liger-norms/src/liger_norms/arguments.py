@@ -1,8 +1,14 @@
 """Checks of arguments that all row norms share."""
 
+import torch
 from torch import Tensor
 
-__all__ = ["check"]
+__all__ = ["check", "check_form", "eps_of"]
+
+
+def eps_of(eps: float | None, dtype: torch.dtype) -> float:
+    """`eps`, for None what torch takes: the epsilon of the dtype that the statistics have."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps if eps is None else eps
 
 
 def check(
@@ -29,11 +35,16 @@ def check(
             raise TypeError(f"{name}: {key} {w.dtype} must be floating point")
         if w.device != x.device:
             raise ValueError(f"{name}: x is on {x.device}, {key} on {w.device}")
-    if offset and weights.get("weight") is None:
+    check_form(name, weights.get("weight") is not None, offset, cast)
+    if eps < 0:
+        raise ValueError(f"{name}: eps must not be negative, got {eps}")
+
+
+def check_form(name: str, weight: bool, offset: float, cast: str) -> None:
+    """Raise where `offset` and `cast` do not fit whether there is a weight."""
+    if offset and not weight:
         raise ValueError(f"{name}: offset {offset} needs a weight")
     if cast not in ("after", "before", "rstd"):
         raise ValueError(f"{name}: cast must be 'after', 'before' or 'rstd', not {cast!r}")
-    if cast == "rstd" and weights.get("weight") is not None:
+    if cast == "rstd" and weight:
         raise ValueError(f"{name}: cast='rstd' takes no weight")
-    if eps < 0:
-        raise ValueError(f"{name}: eps must not be negative, got {eps}")

@@ -13,7 +13,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check
+from .arguments import check, eps_of
 from .layer_norm import LayerNorm, layer_norm_ref
 from .rms_norm import RMSNorm, rms_norm_ref
 from .row_norm import RowNormFunction
@@ -133,7 +133,7 @@ class FusedAddRMSNorm(RMSNorm):
     """`fused_add_rms_norm` with the parameters of `RMSNorm`; returns (norm of the sum, sum)."""
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = eps_of(self.eps, torch.promote_types(x.dtype, residual.dtype))
         return fused_add_rms_norm(x, residual, self.weight, eps, offset=self.offset, cast=self.cast)
 
 

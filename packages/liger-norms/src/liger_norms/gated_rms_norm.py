@@ -16,11 +16,13 @@ weight. Kernels: `gated_row_norm`.
 Source: Dao and Gu 2024, arXiv:2405.21060 (gate first); Yang et al. 2024, arXiv:2412.06464.
 """
 
+import operator
+
 import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check
+from .arguments import check, check_form
 from .gated_row_norm import GatedRowNormFunction
 
 __all__ = ["GatedRMSNorm", "gated_rms_norm", "gated_rms_norm_ref"]
@@ -102,7 +104,8 @@ def gated_rms_norm(
             x, gate, weight, eps, group_size=group_size,
             norm_before_gate=norm_before_gate, activation=activation, cast=cast,
         )  # fmt: skip
-    form = group_size or x.shape[-1], norm_before_gate, activation, cast
+    size = x.shape[-1] if group_size is None else operator.index(group_size)
+    form = size, norm_before_gate, activation, cast
     return GatedRowNormFunction.apply(x, gate, weight, eps, form)
 
 
@@ -154,8 +157,15 @@ class GatedRMSNorm(torch.nn.Module):
         self.normalized_shape, self.eps = normalized_shape, eps
         self.group_size, self.norm_before_gate = group_size, norm_before_gate
         self.activation, self.cast = activation, cast
-        ones = torch.ones(normalized_shape, device=device, dtype=dtype)
-        self.weight = torch.nn.Parameter(ones) if elementwise_affine else None
+        check_form("GatedRMSNorm", elementwise_affine, 0.0, cast)
+        weight = torch.empty(normalized_shape, device=device, dtype=dtype)
+        self.weight = torch.nn.Parameter(weight) if elementwise_affine else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1."""
+        if self.weight is not None:
+            torch.nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         return gated_rms_norm(

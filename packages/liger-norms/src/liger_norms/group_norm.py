@@ -18,6 +18,7 @@ Source: Wu and He 2018, arXiv:1803.08494; Chan, Golub and LeVeque 1983 for mergi
 """
 
 import math
+import operator
 from typing import NamedTuple
 
 import torch
@@ -120,18 +121,19 @@ def group_norm_bwd(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
+    bias: torch.dtype | None,
     mean: Tensor,
     rstd: Tensor,
     need: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dy, x [B, C, ...] -> dx contiguous, dw, db [C]; None where not in `need`."""
+    """dy, x [B, C, ...]; bias: its dtype -> dx contiguous, dw, db [C]; None where not in `need`."""
     dy, x = dy.contiguous(), x.contiguous()
     (B, G), C, S = mean.shape, x.shape[1], math.prod(x.shape[2:])
     dx = torch.empty_like(x) if need[0] else None
-    wanted = {i: t for i, t in ((1, weight), (2, bias)) if t is not None and need[i]}
+    dtypes = (1, None if weight is None else weight.dtype), (2, bias)
+    wanted = {i: dtype for i, dtype in dtypes if dtype is not None and need[i]}
     if not x.numel():
-        grads = {i: torch.zeros_like(t) for i, t in wanted.items()}
+        grads = {i: x.new_zeros(C, dtype=dtype) for i, dtype in wanted.items()}
         return dx, grads.get(1), grads.get(2)
     cut = _cut(C // G, S, x.element_size())
     grid = ceil_div(B * G, cut.config["BLOCK_G"]), cut.rows, cut.parts
@@ -148,9 +150,9 @@ def group_norm_bwd(
     if not wanted:
         return dx, None, None
     # rounded once where the parameters have one dtype
-    dtypes = {t.dtype for t in wanted.values()}
-    totals = sum_partials(sums, dtypes.pop() if len(dtypes) == 1 else mean.dtype)
-    grads = {i: total.to(wanted[i].dtype) for i, total in zip(wanted, totals, strict=True)}
+    one = len(set(wanted.values())) == 1
+    totals = sum_partials(sums, next(iter(wanted.values())) if one else mean.dtype)
+    grads = {i: total.to(wanted[i]) for i, total in zip(wanted, totals, strict=True)}
     return dx, grads.get(1), grads.get(2)
 
 
@@ -160,16 +162,18 @@ class GroupNormFunction(torch.autograd.Function):
         weight = weight if weight is None else weight.contiguous()
         bias = bias if bias is None else bias.contiguous()
         y, mean, rstd = group_norm_fwd(x, num_groups, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        # its values have no part in any gradient
+        ctx.bias = None if bias is None else bias.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         need_x, _, need_w, need_b, _ = ctx.needs_input_grad
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
         need = need_x, need_w, need_b
-        dx, dw, db = group_norm_bwd(dy, x, weight, bias, mean, rstd, need)
+        dx, dw, db = group_norm_bwd(dy, x, weight, ctx.bias, mean, rstd, need)
         return dx, None, dw, db, None
 
 
@@ -201,13 +205,14 @@ def group_norm(
     Raises:
         ValueError: shapes that do not fit, a `num_groups` that does not divide C, a negative eps,
             tensors on different devices.
-        TypeError: a dtype that is not floating point.
+        TypeError: a dtype that is not floating point, a `num_groups` that is no integer.
 
     Source: Wu and He 2018, arXiv:1803.08494.
     """
+    num_groups = operator.index(num_groups)
     _check(x, num_groups, weight, bias, eps)
     if not use_kernels(x):
-        return group_norm_ref(x, num_groups, weight, bias, eps)
+        return group_norm_ref(x, num_groups, weight, bias, eps).contiguous()
     return GroupNormFunction.apply(x, num_groups, weight, bias, eps)
 
 

@@ -15,7 +15,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check
+from .arguments import check, check_form
 from .row_norm import RowNormFunction
 
 __all__ = ["LayerNorm", "layer_norm", "layer_norm_ref"]
@@ -96,8 +96,16 @@ class LayerNorm(torch.nn.LayerNorm):
             raise ValueError(
                 f"LayerNorm: normalized_shape must be one number, got {self.normalized_shape}"
             )
+        check_form("LayerNorm", elementwise_affine, offset, "after")
         self.offset = offset
-        if offset and elementwise_affine:
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Multiply by one: weight 1 - offset; bias 0."""
+        super().reset_parameters()
+        # the parent calls this before there is one
+        offset: float = getattr(self, "offset", 0.0)
+        if self.weight is not None and offset:
             torch.nn.init.constant_(self.weight, 1.0 - offset)
 
     def forward(self, x: Tensor) -> Tensor:

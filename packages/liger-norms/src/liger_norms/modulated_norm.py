@@ -15,7 +15,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check
+from .arguments import check, eps_of
 from .layer_norm import LayerNorm, layer_norm_ref
 from .rms_norm import RMSNorm, rms_norm_ref
 from .row_norm import RowNormFunction
@@ -189,7 +189,7 @@ class ModulatedRMSNorm(RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = eps_of(self.eps, x.dtype)
         return modulated_rms_norm(x, scale, shift, self.weight, eps)
 
 

@@ -16,7 +16,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check
+from .arguments import check, check_form, eps_of
 from .row_norm import RowNormFunction
 
 __all__ = ["RMSNorm", "rms_norm", "rms_norm_ref"]
@@ -88,7 +88,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     Args:
         normalized_shape: N, or a sequence of that one number.
-        eps: added to the mean square; None takes torch's choice, the epsilon of the dtype of x.
+        eps: added to the mean square; None takes torch's choice, the epsilon of fp32 (of fp64 for
+            float64).
         elementwise_affine: whether there is a weight.
         offset, cast: as in `rms_norm`.
     """
@@ -109,12 +110,20 @@ class RMSNorm(torch.nn.RMSNorm):
             raise ValueError(
                 f"RMSNorm: normalized_shape must be one number, got {tuple(self.normalized_shape)}"
             )
+        check_form("RMSNorm", elementwise_affine, offset, cast)
         self.offset, self.cast = offset, cast
-        if offset and elementwise_affine:
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Multiply by one: weight 1 - offset."""
+        super().reset_parameters()
+        # the parent calls this before there is one
+        offset: float = getattr(self, "offset", 0.0)
+        if self.weight is not None and offset:
             torch.nn.init.constant_(self.weight, 1.0 - offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = eps_of(self.eps, x.dtype)
         return rms_norm(x, self.weight, eps, offset=self.offset, cast=self.cast)
 
     def extra_repr(self) -> str:

@@ -233,6 +233,9 @@ class RowNormFunction(torch.autograd.Function):
         y, s, mean, rstd = row_norm_fwd(x, residual, w, b, form)
         ctx.save_for_backward(x if s is None else s, w, b, mean, rstd)
         ctx.given = form, x.dtype, None if residual is None else residual.dtype
+        if s is not None and not any(ctx.needs_input_grad[:2]):
+            # the weights have no part in it
+            ctx.mark_non_differentiable(s)
         return y if s is None else (y, s)
 
     @staticmethod
