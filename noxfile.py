@@ -85,7 +85,12 @@ def oldest(session: nox.Session) -> None:
     # registers are for newer compilers to divide
     check = ["-m", "liger_core.testing.compile_check", "--spilled", "16", str(launches)]
     session.run("python", *check)
-    session.run(*PYTEST, "packages/liger-hf/tests", *session.posargs, env=ONE_THREAD)
+    # the table is of the newest transformers; the oldest computes logits at no mask of positions,
+    # and its experts do not compile on a CPU
+    newer = (
+        "table_is_current or parameters_are_not_read or packed_tokens_of_a_mask or compiled_model"
+    )
+    session.run(*PYTEST, "-k", f"not ({newer})", "packages/liger-hf/tests", env=ONE_THREAD)
 
 
 @nox.session

@@ -180,3 +180,21 @@ def test_module_is_a_linear_layer_with_two_inputs():
     both = torch.cat((inputs["gate"], inputs["up"]), dim=-1)
     assert same_bits(module(both), expected)
     assert GLULinear(8, 4, bias=False).bias is None
+
+
+def test_meta_tensors():
+    gate, weight = torch.empty(2, 8, device="meta"), torch.empty(5, 4, device="meta")
+    assert glu_linear(gate, None, weight).shape == (2, 5)
+
+
+def test_backward_under_hooks_of_saved_tensors():
+    (gate, weight), (dy,) = _leaves(), (torch.ones(3, 5, device=device()),)
+    expected = torch.autograd.grad(glu_linear(gate, None, weight), (gate, weight), dy)
+    with torch.autograd.graph.save_on_cpu():
+        found = torch.autograd.grad(glu_linear(gate, None, weight), (gate, weight), dy)
+    assert all(map(same_bits, found, expected))
+
+
+def _leaves():
+    new = Builder(torch.float32, device())
+    return new.normal(3, 8).requires_grad_(), new.normal(5, 4).requires_grad_()

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import liger_core.device
 import liger_core.env
 import pytest
 import torch
@@ -125,3 +127,29 @@ def test_report_without_triton() -> None:
     assert " ".join(done.stdout.split()).count("triton not installed") == 1
     ops = done.stdout.partition("ops on")[2].splitlines()[1:]
     assert all("triton is not installed" in line for line in ops) or ops == ["  none installed"]
+
+
+def test_script_of_a_user_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "liger_train.py").write_text("raise AssertionError('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "liger_train" not in kernel_packages()
+    assert "liger-train" not in environment()["versions"]
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 0), False), ((7, 5), True)], ids=str)
+def test_old_gpus_have_no_kernels(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They compute through PyTorch, eagerly and in a graph."""
+    x = SimpleNamespace(is_cuda=True, is_xpu=False, device=torch.device("cuda", 3))
+    x.get_device = lambda: 3
+    properties = SimpleNamespace(
+        name="X", major=capability[0], minor=capability[1], multi_processor_count=80, total_memory=1
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(liger_core.device, "_INFO", {})
+    monkeypatch.setattr(liger_core.device, "_TRITON", {})
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        assert liger_core.device.use_kernels(x) == (expected and HAS_TRITON)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from liger_core.env import kernel_packages
 from liger_core.testing import Builder, OpSpec, load_specs
-from liger_core.vendor import write
+from liger_core.vendor import one_file, write
 from vendored import load, run_alone
 
 pytest.importorskip("triton", reason="a vendored file imports Triton")
@@ -50,6 +51,19 @@ def test_vendored_op_equals_the_packaged_one(row: OpSpec, tmp_path: Path) -> Non
             results.append([*outputs, *torch.autograd.grad(sums, leaves)])
         for packaged, copied in zip(*results, strict=True):
             assert torch.equal(packaged, copied), options
+
+
+def public() -> list[str]:
+    """All public names of the kernel packages, also of those without rows."""
+    return [n for package in kernel_packages() for n in importlib.import_module(package).__all__]
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_public_name_is_one_file(name: str) -> None:
+    file, text = one_file(name)
+    assert file.endswith(".py")
+    assert "liger_" not in "".join(re.findall(r"^\s*(?:from|import) .*", text, re.MULTILINE))
+    compile(text, file, "exec")
 
 
 def test_vendored_ops_run_without_liger(tmp_path: Path) -> None:

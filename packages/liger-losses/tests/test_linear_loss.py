@@ -5,6 +5,7 @@ import torch
 from liger_core.testing import Builder
 from liger_core.testing.running import device
 from liger_losses import linear_cross_entropy, linear_loss
+from liger_losses.chunk_loop import Chunks
 from torch.autograd.graph import saved_tensors_hooks
 
 ALL = ("entropy", "mean_logits", "squares", "argmax")
@@ -235,3 +236,38 @@ def test_captured(shape):
     torch.testing.assert_close(loss, right[0], rtol=1e-5, atol=1e-5)
     for a, b in zip(grads, right[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["tokens", "groups"])
+def test_large_gradients_of_fp16(groups):
+    """Of a sum over many tokens, which are not small as those of a mean are."""
+    (x, W, b), target = (
+        case(4, 1024, dtype=torch.float16) if groups else case(4096, dtype=torch.float16)
+    )
+
+    def function(stats):
+        each = stats.log_probs if stats.log_probs.ndim == 1 else stats.log_probs.sum(-1)
+        return -each * 8.0, ()
+
+    grads = {}
+    for dtype in (torch.float16, torch.float64):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, W, b)]
+        loss, _ = linear_loss(function, *leaves[:2], target, linear_bias=leaves[2])
+        grads[dtype] = torch.autograd.grad(loss, leaves)
+    for half, exact in zip(grads[torch.float16], grads[torch.float64], strict=True):
+        assert exact.abs().max() < 60000, "does not fit"
+        torch.testing.assert_close(half.double(), exact, rtol=2e-2, atol=2e-2 * exact.abs().max())
+
+
+def test_no_gradients_without_recording(monkeypatch):
+    """Parameters that require a gradient cost one product in an evaluation."""
+    (x, W, b), target = case(12)
+    calls = []
+    add = Chunks.add
+    monkeypatch.setattr(Chunks, "add", lambda *a: (calls.append(1), add(*a)))
+    function = lambda stats: (-stats.log_probs, ())  # noqa: E731
+    with torch.no_grad():
+        linear_loss(function, x, W, target, linear_bias=b)
+    assert not calls
+    linear_loss(function, x, W, target, linear_bias=b)
+    assert calls

@@ -179,3 +179,12 @@ def test_distillation_by_policy_gradient():
     for a, e in zip(*(torch.autograd.grad(t, x) for t in (out.loss, right)), strict=True):
         close(a, e)
     assert math.isfinite(out.loss.item())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=str)
+def test_entropy_quantile_of_no_tokens(shape):
+    x, W = new().normal(*shape, 8).requires_grad_(), new(1).normal(40, 8)
+    target = torch.zeros(shape, dtype=torch.long, device=x.device)
+    advantages = torch.zeros(shape[0], device=x.device)
+    out = LinearGRPOLoss(top_entropy_quantile=0.5)(x, W, target, advantages=advantages)
+    assert out.loss == 0

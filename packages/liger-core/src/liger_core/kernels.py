@@ -144,7 +144,7 @@ def scale_(x: Tensor, factor: Tensor) -> Tensor:
     of 1 costs nothing.
     """
     if not use_kernels(x):
-        return x.mul_(factor) if factor != 1 else x
+        return x.mul_(factor) if x.is_meta or factor != 1 else x
     if x.numel():
         programs = min(8 * num_sms(x), ceil_div(x.numel(), 4096))
         launch(_scale_kernel, (programs,), x, factor, x.numel(), num_warps=8, BLOCK=4096)

@@ -17,19 +17,23 @@ def mean_scale(
     dtype: torch.dtype, token_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """1 / normalizer as a 0-d tensor; by default the number, or the weights of class and token, of
-    the valid tokens, and 1 of none.
+    the valid tokens, and 1 where there is none whose own weight is not 0.
+
+    Raises ValueError for a normalizer of more than one number.
     """
     if normalizer is None:
-        each = target != ignore_index
+        valid = each = target != ignore_index
         if weight is not None:
             in_range = (target >= 0) & (target < weight.numel())
             each = each * in_range * weight[target.where(in_range, 0)].to(dtype)
         if token_weight is not None:
-            each = each * token_weight
-        total = each.sum().to(dtype)
-        return torch.where(total == 0, 1.0, total).reciprocal()
+            valid, each = valid & (token_weight != 0), each * token_weight
+        return torch.where(valid.any(), each.sum().to(dtype), 1.0).reciprocal()
     if isinstance(normalizer, Tensor):
-        return normalizer.detach().to(device=target.device, dtype=dtype).reciprocal()
+        if normalizer.numel() != 1:
+            raise ValueError(f"normalizer {tuple(normalizer.shape)} must be one number")
+        n = normalizer.detach().to(device=target.device, dtype=dtype)
+        return n.reshape(()).reciprocal()
     return torch.full((), 1.0 / normalizer, dtype=dtype, device=target.device)
 
 
@@ -112,6 +116,7 @@ def check_loss(
         raise ValueError(f"{name}: weight {tuple(weight.shape)} must be [V] with V = {V}")
     if weight is not None and weight.device != device:
         raise ValueError(f"{name}: input is on {device}, weight on {weight.device}")
+    check_frozen(name, weight=weight)
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', not {reduction!r}")
     if not 0.0 <= settings.label_smoothing <= 1.0:

@@ -45,7 +45,8 @@ def cross_entropy_ref(
     elif token_weight:
         loss = loss * torch.exp(-torch.nn.functional.cross_entropy(z, target, **options)).detach()
     if reduction == "mean":
-        total = torch.where(valid.any(), count.sum(), 1) if normalizer is None else normalizer
+        some = valid if token_weight is None else valid & (token_weight != 0)
+        total = torch.where(some.any(), count.sum(), 1) if normalizer is None else normalizer
         return loss.sum() / total
     return loss.sum() if reduction == "sum" else loss
 
@@ -69,7 +70,7 @@ def cross_entropy(
         weight: [V], a factor for each class, or None.
         ignore_index: targets that do not count; their logits are not read and get a zero gradient.
         reduction: "none", "sum", or "mean", which divides by the number, or the sum of the weights,
-            of the targets that count; 0 where none does.
+            of the targets that count; 0 where none does, or all have a `token_weight` of 0.
         label_smoothing: s in [0, 1].
         z_loss: factor of lse^2.
         softcap: bound of the logits, or None.

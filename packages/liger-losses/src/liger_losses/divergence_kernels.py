@@ -115,7 +115,7 @@ def _mixture(u, v, beta):
 
 
 @triton.jit
-def _tile(
+def _terms(
     X, P, cols, V, normalisers, unit, beta,
     KIND: tl.constexpr, LOGITS: tl.constexpr, LOG_TARGET: tl.constexpr,
 ):  # fmt: skip
@@ -189,7 +189,7 @@ def _divergence_fwd_kernel(
     # last tile first: it is the one most likely still in the cache
     for i in range(tiles):
         cols = (tiles - 1 - i) * BLOCK_V + class_columns(BLOCK_V)
-        loss, d, q = _tile(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
+        loss, d, q = _terms(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
         loss_sum += tl.sum(loss, axis=1)
         if LOGITS and KIND != "kl":
             d_sum += tl.sum(d, axis=1)
@@ -210,7 +210,7 @@ def _divergence_fwd_kernel(
         if DX is not None and KIND != "kl":
             for start in range(0, V, BLOCK_V):
                 cols = start + class_columns(BLOCK_V)
-                _, d, q = _tile(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
+                _, d, q = _terms(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
                 store_row(DX, cols, V, (d - q * mean) * g)
 
 
@@ -237,14 +237,14 @@ def _divergence_bwd_kernel(
         mean = tl.load(stats + 4)
     unit, beta = tl.full((), LOG2_OF_E, acc) / temperature, tl.cast(beta, acc)
     X, P = X + row * stride_x, P + row * stride_p
-    _, d, q = _tile(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
+    _, d, q = _terms(X, P, cols, V, normalisers, unit, beta, KIND, LOGITS, LOG_TARGET)
     if LOGITS:
         d -= q * mean
     g = tl.load(G + row * stride_g).to(acc) / temperature
     store_row(DX, cols, V, d * g)
 
 
-def _config(V: int, passes: int) -> tuple[int, int]:
+def _divergence_config(V: int, passes: int) -> tuple[int, int]:
     """(columns, warps) of a tile; rows that are read again are few at a time, to stay in the
     cache.
     """
@@ -267,7 +267,7 @@ def divergence_fwd(
     keep = how.logits and dx is None
     stats = torch.empty((M, 5), dtype=acc, device=x.device) if keep else None
     if M:
-        block_v, warps = _config(V, 2 if how.logits else 1)
+        block_v, warps = _divergence_config(V, 2 if how.logits else 1)
         launch(
             _divergence_fwd_kernel, (M,),
             x, p, labels, loss, stats, dx, g, x.stride(0), p.stride(0),
@@ -289,7 +289,7 @@ def divergence_bwd(
         return divergence_bwd_torch(x, p, labels, how, dx, g)
     M, V = x.shape
     if M:
-        block_v, warps = _config(V, 1)
+        block_v, warps = _divergence_config(V, 1)
         launch(
             _divergence_bwd_kernel, (M * ceil_div(V, block_v),),
             x, p, labels, stats, dx, g, x.stride(0), p.stride(0), dx.stride(0),

@@ -12,17 +12,14 @@ import torch
 from liger_core.autograd import once_differentiable
 from torch import Tensor
 
-from .chunk_loop import Grads, grad_dtype
+from .chunk_loop import Grads
 from .cosine_rows import cosine_fwd
 from .divergence_kernels import Divergence, divergence_fwd
 from .divergence_loop import Teacher, linear_rows
-from .handed_out import cast_to_inputs, hand_out
+from .handed_out import NAMESPACE, cast_to_inputs, fake_grads, hand_out
 from .top_k_divergence import top_k_fwd
 
 __all__ = ["head_divergence", "head_divergence_backward"]
-
-# the name of this file's package, so that a copied file registers operators of its own
-_NAMESPACE = __name__.partition(".")[0]
 
 
 def _row_function(
@@ -57,7 +54,7 @@ def _loop(
     return linear_rows(x, W, b, labels, row, g, need, acc, ignore_index, chunk_bytes, static)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::head_divergence", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_divergence", mutates_args=())
 def head_divergence(
     x: Tensor, W: Tensor, b: Tensor | None, tx: Tensor, tW: Tensor | None, tb: Tensor | None,
     ids: Tensor | None, labels: Tensor | None, scale: Tensor, need: list[bool], kind: str,
@@ -82,18 +79,10 @@ def head_divergence(
 def _(x, W, b, tx, tW, tb, ids, labels, scale, need, *settings):
     per_token = settings[-1]
     loss = x.new_empty(x.shape[:1] if per_token else (), dtype=scale.dtype)
-    return loss, *_fake_grads((x, W, b), [n and not per_token for n in need])
+    return loss, *fake_grads((x, W, b), [n and not per_token for n in need])
 
 
-def _fake_grads(tensors, need):
-    x = tensors[0]
-    return tuple(
-        x.new_empty(0) if t is None or not n else t.new_empty(t.shape, dtype=grad_dtype(i, t))
-        for i, (t, n) in enumerate(zip(tensors, need, strict=True))
-    )
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::head_divergence_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_divergence_backward", mutates_args=())
 def head_divergence_backward(
     g: Tensor, x: Tensor, W: Tensor, b: Tensor | None, tx: Tensor, tW: Tensor | None,
     tb: Tensor | None, ids: Tensor | None, labels: Tensor | None, need: list[bool], kind: str,
@@ -110,10 +99,10 @@ def head_divergence_backward(
 
 @head_divergence_backward.register_fake
 def _(g, x, W, b, tx, tW, tb, ids, labels, need, *settings):
-    return _fake_grads((x, W, b), need)
+    return fake_grads((x, W, b), need)
 
 
-def _setup_context(ctx, inputs, output):
+def _divergence_context(ctx, inputs, output):
     *tensors, scale, need, kind, beta, temperature, ignore_index, chunk, static, per_token = inputs
     ctx.need, ctx.handed_out = need, False
     ctx.settings = kind, beta, temperature, ignore_index, chunk, static
@@ -125,7 +114,7 @@ def _setup_context(ctx, inputs, output):
 
 
 @once_differentiable
-def _backward(ctx, g, *_):
+def _divergence_backward(ctx, g, *_):
     if g is None:
         return (None,) * 17
     if g.ndim:
@@ -136,4 +125,4 @@ def _backward(ctx, g, *_):
     return *grads, *(None,) * 14
 
 
-head_divergence.register_autograd(_backward, setup_context=_setup_context)
+head_divergence.register_autograd(_divergence_backward, setup_context=_divergence_context)

@@ -1,4 +1,6 @@
-"""Gradients that a forward has formed, handed out by the backward."""
+"""Gradients that a forward has formed, handed out by the backward; what custom ops of such a pair
+share.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +8,12 @@ from typing import Any
 from liger_core.kernels import scale_
 from torch import Tensor
 
-__all__ = ["cast_to_inputs", "hand_out"]
+from .chunk_loop import grad_dtype
+
+__all__ = ["NAMESPACE", "cast_to_inputs", "fake_grads", "hand_out"]
+
+# the name of this file's package, so that a copied file registers operators of its own
+NAMESPACE = __name__.partition(".")[0]
 
 
 def hand_out(ctx: Any, name: str, g: Tensor) -> tuple[Any, ...]:
@@ -32,4 +39,14 @@ def cast_to_inputs(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     return tuple(
         t.to(dtype) if need and t is not None else None
         for t, dtype, need in zip(grads, ctx.dtypes, ctx.need, strict=True)
+    )
+
+
+def fake_grads(tensors: Sequence[Tensor | None], need: Sequence[bool]) -> tuple[Tensor, ...]:
+    """What an op returns for gradients of x, W and b: empty where they are not asked for."""
+    x = tensors[0]
+    assert x is not None
+    return tuple(
+        x.new_empty(0) if t is None or not n else t.new_empty(t.shape, dtype=grad_dtype(i, t))
+        for i, (t, n) in enumerate(zip(tensors, need, strict=True))
     )

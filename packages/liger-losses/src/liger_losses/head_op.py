@@ -9,18 +9,15 @@ import torch
 from liger_core.autograd import once_differentiable
 from torch import Tensor
 
-from .chunk_loop import grad_dtype, linear_cross_entropy_bwd, linear_cross_entropy_fwd
-from .handed_out import cast_to_inputs, hand_out
+from .chunk_loop import linear_cross_entropy_bwd, linear_cross_entropy_fwd
+from .handed_out import NAMESPACE, cast_to_inputs, fake_grads, hand_out
 from .row_loss import Rows, Settings, empty_rows
 from .tokens import weighted
 
 __all__ = ["head_loss"]
 
-# the name of this file's package, so that a copied file registers operators of its own
-_NAMESPACE = __name__.partition(".")[0]
 
-
-@torch.library.custom_op(f"{_NAMESPACE}::head_loss", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_loss", mutates_args=())
 def head_loss(
     x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None,
     token_weight: Tensor | None, scale: Tensor, need: list[bool], ignore_index: int,
@@ -52,19 +49,10 @@ def _(x, W, b, target, weight, token_weight, scale, need, *settings):
     loss = loss if per_token else loss.new_empty(())
     need = [n and not per_token for n in need]
     log_prob, argmax = (x.new_empty(0) if t is None else t for t in more)
-    return loss, lse, rest, log_prob, argmax, *_fake_grads((x, W, b), need)
+    return loss, lse, rest, log_prob, argmax, *fake_grads((x, W, b), need)
 
 
-def _fake_grads(tensors, need):
-    return tuple(
-        tensors[0].new_empty(0)
-        if t is None or not n
-        else t.new_empty(t.shape, dtype=grad_dtype(i, t))
-        for i, (t, n) in enumerate(zip(tensors, need, strict=True))
-    )
-
-
-@torch.library.custom_op(f"{_NAMESPACE}::head_loss_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_loss_backward", mutates_args=())
 def head_loss_backward(
     g: Tensor, x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None,
     lse: Tensor, rest: Tensor, need: list[bool], ignore_index: int, label_smoothing: float,
@@ -82,10 +70,10 @@ def head_loss_backward(
 
 @head_loss_backward.register_fake
 def _(g, x, W, b, target, weight, lse, rest, need, *settings):
-    return _fake_grads((x, W, b), need)
+    return fake_grads((x, W, b), need)
 
 
-def _setup_context(ctx, inputs, output):
+def _loss_context(ctx, inputs, output):
     x, W, b, target, weight, _, scale, need, *settings, per_token, _, _ = inputs
     _, lse, rest, _, _, *grads = output
     ctx.need, ctx.settings, ctx.handed_out = need, settings, False
@@ -98,7 +86,7 @@ def _setup_context(ctx, inputs, output):
 
 
 @once_differentiable
-def _backward(ctx, g, *_):
+def _loss_backward(ctx, g, *_):
     if g is None:
         return None, None, None, *ctx.others
     if g.ndim:
@@ -110,4 +98,4 @@ def _backward(ctx, g, *_):
     return *grads, *ctx.others
 
 
-head_loss.register_autograd(_backward, setup_context=_setup_context)
+head_loss.register_autograd(_loss_backward, setup_context=_loss_context)

@@ -22,11 +22,11 @@ from liger_core.autograd import autocast, once_differentiable
 from torch import Tensor
 
 from .arguments import check_head, check_range, check_target
-from .chunk_loop import Chunks, Grads
+from .chunk_loop import Chunks
 from .handed_out import hand_out
 from .linear_log_probs import linear_log_probs
 from .log_probs import wanted
-from .loss_runs import half_scale, loss_of_runs, mapped, runs_of, sum_of_counted
+from .loss_runs import Formed, loss_of_runs, mapped, runs_of, sum_of_counted
 from .row_stats import Logits
 
 __all__ = ["linear_loss"]
@@ -59,7 +59,8 @@ def linear_loss(
         linear_weight: W, [V, H], in the dtype of x; under autocast both are cast as by a linear
             layer.
         target: class indices, [N, ...], int64 or int32.
-        extras: tensors [N, ...] that `function` needs besides; no gradient flows into them.
+        extras: tensors [N, ...] that `function` needs besides; no gradient flows into them, nor
+            into other tensors that it uses.
         linear_bias: [V] or None.
         statistics, softcap, logit_scale: as in `log_probs`.
         ignore_index: targets that do not count, such as prompts and padding; where more than one in
@@ -109,13 +110,16 @@ def linear_loss(
         return sum_of_counted(losses, target, ignore_index), mapped(torch.Tensor.detach, aux)
 
     kept: list[Any] = []
+    # inside of the Function nothing records, whatever the mode around it
+    recording = torch.is_grad_enabled()
 
-    def form(x: Tensor, W: Tensor, b: Tensor | None, need: Sequence[bool]) -> tuple[Tensor, Grads]:
+    def form(x: Tensor, W: Tensor, b: Tensor | None, need: Sequence[bool]) -> Formed:
         labels, counting, cuts = target.reshape(-1), runs.counting, runs.tokens
         chunks = Chunks(x, W, b, labels, ignore_index, chunk_bytes, True, counting, cuts)
-        loss, grads, aux = loss_of_runs(function, chunks, runs, target, parts, want, logits, need)
-        kept.append(aux)
-        return loss, grads
+        need = [recording and n for n in need]
+        formed = loss_of_runs(function, chunks, runs, target, parts, want, logits, need)
+        kept.append(formed.aux)
+        return formed
 
     return LinearLossFunction.apply(x, linear_weight, linear_bias, form), kept[0]
 
@@ -127,10 +131,10 @@ class LinearLossFunction(torch.autograd.Function):
     def forward(ctx, x, W, b, form):
         ctx.need, ctx.handed_out = ctx.needs_input_grad[:3], False
         ctx.dtypes = [None if t is None else t.dtype for t in (x, W, b)]
-        loss, grads = form(x, W, b, ctx.need)
-        scale = loss.new_full((), 1.0 / half_scale(x)) if x.dtype == torch.float16 else None
-        ctx.save_for_backward(scale, *grads)
-        return loss
+        formed = form(x, W, b, ctx.need)
+        scale = None if formed.scale is None else formed.scale.reciprocal()
+        ctx.save_for_backward(scale, *formed.grads)
+        return formed.loss
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from liger_core.kernels import power_of_2
+from liger_core.kernels import power_of_2, scale_
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -16,7 +16,7 @@ from .chunk_loop import Chunks, Grads
 from .log_probs import LogProbs, named
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
-__all__ = ["Runs", "half_scale", "loss_of_runs", "mapped", "runs_of", "sum_of_counted"]
+__all__ = ["Formed", "Runs", "loss_of_runs", "mapped", "runs_of", "sum_of_counted"]
 
 # groups are kept whole up to this many bytes of logits
 WHOLE = 2**30
@@ -85,28 +85,37 @@ class Part(NamedTuple):
             return t
         return t.new_full((self.shape.numel(),), absent).index_copy_(0, self.local, t)
 
-    def gradients(self, loss: Tensor, leaves: LogProbs, scale: float) -> Stats:
-        """Of `loss` * scale with respect to the statistics of the chunk's rows."""
+    def gradients(self, loss: Tensor, leaves: LogProbs) -> Stats:
+        """Of `loss` with respect to the statistics of the chunk's rows."""
         inputs = [t for t in leaves if t is not None and t.requires_grad]
         found = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else ()
-        flat = (g if g is None else (g * scale).reshape(-1) for g in found)
+        flat = (g if g is None else g.reshape(-1) for g in found)
         gs = (g if g is None or self.local is None else g[self.local] for g in flat)
         by_leaf = dict(zip(map(id, inputs), gs, strict=False))
         log_prob, lse, *more, _ = (by_leaf.get(id(t)) for t in leaves)
         return Stats(log_prob, lse, None, *more)
 
 
+class Formed(NamedTuple):
+    """The loss, its gradients times `scale`, which is None for 1, and aux."""
+
+    loss: Tensor
+    grads: Grads
+    scale: Tensor | None
+    aux: Any
+
+
 def loss_of_runs(
     function: Callable[..., tuple[Tensor, Any]], chunks: Chunks, runs: Runs, target: Tensor,
     extras: list[Tensor], want: tuple[bool, ...], logits: Logits, need: Sequence[bool],
-) -> tuple[Tensor, Grads, Any]:  # fmt: skip
+) -> Formed:  # fmt: skip
     """The loss, the gradients that `need` asks for, and aux."""
     acc = torch.promote_types(chunks.x.dtype, torch.float32)
     loss, grads = torch.zeros((), dtype=acc, device=chunks.x.device), chunks.grads(need)
-    scale, first, found = half_scale(chunks.x), True, []
+    scale, first, found = _half_scale(chunks.x), True, []
     for groups, (where, x, labels, buffer) in zip(pairwise(runs.groups), chunks, strict=True):
         stats = row_stats_fwd(buffer, labels, want, logits)
-        part = _part(target, groups, where)
+        part = _part_of(target, groups, where)
         leaves = part.leaves(stats, want)
         # no graph where nothing needs it; hooks around it, such as a checkpoint's, are for others
         with torch.set_grad_enabled(any(need)), saved_tensors_hooks(_same, _same):
@@ -115,18 +124,20 @@ def loss_of_runs(
         loss += total.detach()
         found.append(mapped(Tensor.detach, aux))
         if any(need) and len(x):
-            gs = part.gradients(total, leaves, scale)
+            gs = part.gradients(total, leaves)
+            if scale is not None:
+                gs, scale = _scaled(gs, scale, [] if first else grads)
             row_stats_bwd(buffer, labels, stats, gs, logits, buffer)
             chunks.add(grads, where, x, buffer, first)
             first = False
-    return loss, grads, _whole(found, runs, target)
+    return Formed(loss, grads, scale, _whole(found, runs, target))
 
 
 def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _part(target: Tensor, groups: tuple[int, int], where: slice | Tensor) -> Part:
+def _part_of(target: Tensor, groups: tuple[int, int], where: slice | Tensor) -> Part:
     if target.ndim == 1:
         return Part(where, target[where].shape, None)
     which = slice(*groups)
@@ -146,11 +157,26 @@ def sum_of_counted(losses: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return (losses if target.ndim > 1 else losses.where(target != ignore_index, 0.0)).sum()
 
 
-def half_scale(x: Tensor) -> float:
+def _half_scale(x: Tensor) -> Tensor | None:
     """By what gradients are multiplied until the backward, which knows the loss scale: those of a
     mean underflow in fp16.
     """
-    return float(power_of_2(len(x))) if x.dtype == torch.float16 else 1.0
+    if x.dtype != torch.float16:
+        return None
+    return torch.full((), float(power_of_2(len(x))), device=x.device)
+
+
+def _scaled(gs: Stats, scale: Tensor, grads: Sequence[Tensor | None]) -> tuple[Stats, Tensor]:
+    """`gs` by a power of two: `scale`, or less where they, those of a sum say, would reach 2^10,
+    of which sums over classes may not fit fp16; `grads` of earlier chunks are brought to it.
+    """
+    largest = torch.stack([g.abs().amax() for g in gs if g is not None]).amax()
+    fits = torch.exp2(torch.floor(10.0 - torch.log2(largest.float())))
+    less = torch.minimum(scale, fits)
+    for t in grads:
+        if t is not None:
+            scale_(t, less / scale)
+    return Stats(*(None if g is None else g * less for g in gs)), less
 
 
 def mapped(change: Callable[..., Tensor], *trees: Any) -> Any:

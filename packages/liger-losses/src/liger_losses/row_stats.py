@@ -46,7 +46,7 @@ __all__ = ["Logits", "Stats", "row_stats_bwd", "row_stats_fwd"]
 
 
 @triton.jit
-def _accumulate(
+def _accumulate_stats(
     X, cols, target, V, m, sum, sum_ey, sum_ee, sum_y, best, where, unit, softcap, logit_scale,
     ENTROPY: tl.constexpr, MEAN: tl.constexpr, SQUARES: tl.constexpr, ARGMAX: tl.constexpr,
     EDGE: tl.constexpr,
@@ -88,7 +88,7 @@ def _row_stats_fwd_kernel(
         softcap = tl.cast(softcap, acc)
     X += row * stride_x
     if target == ignore_index:
-        _store(
+        _store_stats(
             0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1, row,
             LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,
         )  # fmt: skip
@@ -107,13 +107,13 @@ def _row_stats_fwd_kernel(
     unit = _unit(softcap, logit_scale)
     for start in range(0, V, BLOCK_V):
         if _is_edge(start, target, V, BLOCK_V):
-            m, sum, sum_ey, sum_ee, sum_y, best, where = _accumulate(
+            m, sum, sum_ey, sum_ee, sum_y, best, where = _accumulate_stats(
                 X, start + cols, target, V, m, sum, sum_ey, sum_ee, sum_y, best, where, unit,
                 softcap, logit_scale, ENTROPY is not None, MEAN is not None, SQUARES is not None,
                 ARGMAX is not None, EDGE=True,
             )  # fmt: skip
         else:
-            m, sum, sum_ey, sum_ee, sum_y, best, where = _accumulate(
+            m, sum, sum_ey, sum_ee, sum_y, best, where = _accumulate_stats(
                 X, start + cols, target, V, m, sum, sum_ey, sum_ee, sum_y, best, where, unit,
                 softcap, logit_scale, ENTROPY is not None, MEAN is not None, SQUARES is not None,
                 ARGMAX is not None, EDGE=False,
@@ -123,7 +123,7 @@ def _row_stats_fwd_kernel(
         X, target, V, m, sum, sum_ey, sum_ee, unit, softcap, logit_scale, acc
     )
     argmax = _first_of(best, where, V)
-    _store(
+    _store_stats(
         log_prob, lse, rest, entropy, tl.sum(sum_y, axis=0) * unit / V, squares, argmax, row,
         LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,
     )  # fmt: skip
@@ -163,7 +163,7 @@ def _reduce(
 
 
 @triton.jit
-def _store(
+def _store_stats(
     log_prob, lse, rest, entropy, mean, squares, argmax, row,
     LOG_PROB, LSE, REST, ENTROPY, MEAN, SQUARES, ARGMAX,
 ):  # fmt: skip
@@ -231,7 +231,7 @@ def _block(V: int) -> int:
     return min(max(power_of_2(V), 256), 4096)
 
 
-def _runtime(logits: Logits) -> tuple[float | None, ...]:
+def _stats_runtime(logits: Logits) -> tuple[float | None, ...]:
     return logits.ignore_index, logits.softcap, float(logits.logit_scale)
 
 
@@ -251,7 +251,7 @@ def row_stats_fwd(x: Tensor, target: Tensor, want: tuple[bool, ...], logits: Log
     if M:
         block_v = _block(V)
         launch(
-            _row_stats_fwd_kernel, (M,), x, target, *stats, x.stride(0), V, *_runtime(logits),
+            _row_stats_fwd_kernel, (M,), x, target, *stats, x.stride(0), V, *_stats_runtime(logits),
             num_warps=min(max(block_v // 512, 4), 16), BLOCK_V=block_v,
         )  # fmt: skip
     return stats
@@ -272,6 +272,6 @@ def row_stats_bwd(
             _row_stats_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, stats.lse, stats.rest, stats.entropy, stats.squares, dx,
             gs.log_prob, gs.lse, gs.entropy, gs.mean, gs.squares, x.stride(0), dx.stride(0), V,
-            *_runtime(logits), num_warps=8, BLOCK_V=block_v,
+            *_stats_runtime(logits), num_warps=8, BLOCK_V=block_v,
         )  # fmt: skip
     return None

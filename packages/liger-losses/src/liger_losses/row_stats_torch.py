@@ -32,14 +32,14 @@ class Stats(NamedTuple):
     argmax: Tensor | None = None
 
 
-def _z_torch(x: Tensor, logits: Logits) -> Tensor:
+def _stats_z_torch(x: Tensor, logits: Logits) -> Tensor:
     z = x.to(torch.promote_types(x.dtype, torch.float32))
     z = z if logits.logit_scale == 1.0 else z * logits.logit_scale
     return z if logits.softcap is None else logits.softcap * torch.tanh(z / logits.softcap)
 
 
 def row_stats_fwd_torch(x: Tensor, target: Tensor, want: tuple[bool, ...], logits: Logits) -> Stats:
-    V, z = x.shape[-1], _z_torch(x, logits)
+    V, z = x.shape[-1], _stats_z_torch(x, logits)
     counts, in_range = target != logits.ignore_index, (target >= 0) & (target < V)
     index = target.where(in_range, 0)[:, None]
     top = z.amax(-1, keepdim=True)
@@ -73,7 +73,7 @@ def row_stats_bwd_torch(
 ) -> None:
     assert stats.lse is not None
     assert stats.rest is not None
-    V, z, lse = x.shape[-1], _z_torch(x, logits), stats.lse[:, None]
+    V, z, lse = x.shape[-1], _stats_z_torch(x, logits), stats.lse[:, None]
     in_range = (target >= 0) & (target < V)
     index = target.where(in_range, 0)[:, None]
     p = torch.exp(z - lse)

@@ -29,7 +29,7 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .row_stats import Logits, Stats, _accumulate
+from .row_stats import Logits, Stats, _accumulate_stats
 from .row_tiles import LN_2, LOG2_E, _finite, _is_edge, _load, _ratio, _unit
 
 __all__ = ["ELSEWHERE", "IGNORED", "INVALID", "combine", "shard_stats"]
@@ -70,12 +70,12 @@ def _shard_stats_kernel(
     # statistics that are not asked for are handed through
     for start in range(0, N, BLOCK_N):
         if _is_edge(start, label, N, BLOCK_N):
-            m, sum, _, _, sum_y, _, _ = _accumulate(
+            m, sum, _, _, sum_y, _, _ = _accumulate_stats(
                 X, start + cols, label, N, m, sum, sum, sum, sum_y, m, m, unit, softcap,
                 logit_scale, False, SUM_Y is not None, False, False, EDGE=True,
             )  # fmt: skip
         else:
-            m, sum, _, _, sum_y, _, _ = _accumulate(
+            m, sum, _, _, sum_y, _, _ = _accumulate_stats(
                 X, start + cols, label, N, m, sum, sum, sum, sum_y, m, m, unit, softcap,
                 logit_scale, False, SUM_Y is not None, False, False, EDGE=False,
             )  # fmt: skip

@@ -12,17 +12,15 @@ from liger_core.autograd import once_differentiable
 from torch import Tensor
 
 from .chunk_loop import Chunks, grad_dtype
-from .handed_out import cast_to_inputs
+from .handed_out import NAMESPACE, cast_to_inputs
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
 __all__ = ["head_stats"]
 
-# the name of this file's package, so that a copied file registers operators of its own
-_NAMESPACE = __name__.partition(".")[0]
 _ARGMAX = Stats._fields.index("argmax")
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::head_stats", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_stats", mutates_args=())
 def head_stats(
     x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, want: list[bool], need: list[bool],
     ignore_index: int, softcap: float | None, logit_scale: float, chunk_bytes: int | None,
@@ -66,7 +64,7 @@ def _(x, W, b, target, want, need, ignore_index, softcap, logit_scale, chunk_byt
     return *_empty(x, target.numel(), want), kept, target.new_empty(0)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::head_stats_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::head_stats_backward", mutates_args=())
 def head_stats_backward(
     gs: list[Tensor], given: list[bool], x: Tensor, W: Tensor, b: Tensor | None, target: Tensor,
     lse: Tensor, rest: Tensor, entropy: Tensor, squares: Tensor, kept: Tensor, index: Tensor,
@@ -117,7 +115,7 @@ def _(gs, given, x, W, b, target, lse, rest, entropy, squares, kept, index, need
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _stats_context(ctx, inputs, output):
     x, W, b, target, want, need, *settings = inputs
     _, lse, rest, entropy, _, squares, argmax, kept, index = output
     ctx.need, ctx.settings = need, settings
@@ -131,7 +129,7 @@ def _setup_context(ctx, inputs, output):
 
 
 @once_differentiable
-def _backward(ctx, *gs):
+def _stats_backward(ctx, *gs):
     # the statistics come first among the outputs
     pairs = list(zip(gs, ctx.there, strict=False))
     given = [there and g is not None for g, there in pairs]
@@ -142,4 +140,4 @@ def _backward(ctx, *gs):
     return *cast_to_inputs(ctx, grads), *(None,) * 8
 
 
-head_stats.register_autograd(_backward, setup_context=_setup_context)
+head_stats.register_autograd(_stats_backward, setup_context=_stats_context)

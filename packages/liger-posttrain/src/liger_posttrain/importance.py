@@ -105,6 +105,8 @@ def high_entropy_mask(
     if threshold is None:
         if quantile is None:
             raise ValueError("high_entropy_mask: give quantile or threshold")
-        known = entropy.detach().masked_fill(mask == 0, float("nan"))
-        threshold = torch.nanquantile(known.flatten(), 1.0 - quantile)
+        known = entropy.detach().masked_fill(mask == 0, float("nan")).flatten()
+        # a quantile of nothing raises, that of no number is NaN
+        known = torch.cat([known, known.new_full((1,), float("nan"))])
+        threshold = torch.nanquantile(known, 1.0 - quantile)
     return (entropy.detach() >= threshold) & (mask != 0)

@@ -20,12 +20,12 @@ from liger_losses import (
 from torch import Tensor
 
 from .linear import LinearLoss, LossOutput, check_weight
-from .options import check_options, choose
+from .options import check_taken, choose
 
-__all__ = ["DISTILLATION", "Divergence", "LinearDistillationLoss"]
+__all__ = ["DISTILLATION", "HeadDivergence", "LinearDistillationLoss"]
 
 
-class Divergence(NamedTuple):
+class HeadDivergence(NamedTuple):
     """A loss of two heads, its arguments in this row, and the options that a user may give."""
 
     function: Callable[..., Tensor]
@@ -36,17 +36,17 @@ class Divergence(NamedTuple):
 
 DISTILLATION = {
     # sum_j p_j log(p_j / q_j), p of the teacher and q of the student: arXiv:1503.02531
-    "forward_kl": Divergence(linear_kl_div, {"direction": "forward"}),
+    "forward_kl": HeadDivergence(linear_kl_div, {"direction": "forward"}),
     # sum_j q_j log(q_j / p_j): MiniLLM, arXiv:2306.08543
-    "reverse_kl": Divergence(linear_kl_div, {"direction": "reverse"}),
+    "reverse_kl": HeadDivergence(linear_kl_div, {"direction": "reverse"}),
     # beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q: GKD, arXiv:2306.13649
-    "jsd": Divergence(linear_jsd, {}, ("beta",)),
+    "jsd": HeadDivergence(linear_jsd, {}, ("beta",)),
     # sum_j |p_j - q_j| / 2: arXiv:2307.15190
-    "tvd": Divergence(linear_tvd),
+    "tvd": HeadDivergence(linear_tvd),
     # 1 - cosine of the logits
-    "cosine": Divergence(linear_cosine, {}, (), False),
+    "cosine": HeadDivergence(linear_cosine, {}, (), False),
     # forward_kl over listed classes of the teacher
-    "top_k": Divergence(linear_kl_div, {"direction": "forward"}),
+    "top_k": HeadDivergence(linear_kl_div, {"direction": "forward"}),
 }
 
 
@@ -91,7 +91,7 @@ class LinearDistillationLoss(LinearLoss):
         }
         super().__init__(temperature=temperature, logit_scale=logit_scale, **self.cut)
         self.row = choose(self.name, "loss_type", DISTILLATION, loss_type)
-        check_options(self.name, f"loss_type {loss_type!r}", self.row.options, options)
+        check_taken(self.name, f"loss_type {loss_type!r}", self.row.options, options)
         self.loss_type, self.logit_scale = loss_type, logit_scale
         self.soft_weight, self.hard_weight = soft_weight, hard_weight
         self.of_divergence = {**self.row.arguments, **options}

@@ -14,7 +14,7 @@ from .algorithms import ALGORITHMS
 from .importance import LEVELS
 from .kl import KL_ESTIMATORS
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, per_sequence, per_token
-from .options import check_options, choose
+from .options import check_taken, choose
 from .policy import SURROGATES
 from .policy_objective import PolicyObjective, policy_metrics
 from .reductions import REDUCTIONS, token_weights
@@ -81,7 +81,7 @@ class LinearGRPOLoss(LinearLoss):
         choose(self.name, "importance_sampling_level", LEVELS, level)
         choose(self.name, "kl_estimator", KL_ESTIMATORS, kl_estimator)
         takes = SURROGATES[row.surrogate].loss.options
-        check_options(self.name, f"loss_type {loss_type!r}", takes, options)
+        check_taken(self.name, f"loss_type {loss_type!r}", takes, options)
         if not 0.0 < top_entropy_quantile <= 1.0:
             raise ValueError(
                 f"{self.name}: top_entropy_quantile must be in (0, 1], got {top_entropy_quantile}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .kto import UNPAIRED_LOSSES
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, mean_where
-from .options import check_options, choose
+from .options import check_taken, choose
 from .responses import ref_of_responses, response_weights
 
 __all__ = ["LinearKTOLoss"]
@@ -60,7 +60,7 @@ class LinearKTOLoss(LinearLoss):
     ):  # fmt: skip
         super().__init__(**{n: options.pop(n) for n in HEAD_OPTIONS if n in options})
         self.formula = choose(self.name, "loss_type", UNPAIRED_LOSSES, loss_type)
-        check_options(self.name, f"loss_type {loss_type!r}", (), options)
+        check_taken(self.name, f"loss_type {loss_type!r}", (), options)
         self.beta, self.loss_type = beta, loss_type
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
         self.reference_free, self.average_log_prob = reference_free, average_log_prob

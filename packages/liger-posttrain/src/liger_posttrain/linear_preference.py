@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .f_divergence import F_DIVERGENCES
 from .linear import HEAD_OPTIONS, LinearLoss, LossOutput, check_shape
-from .options import check_options, choose
+from .options import check_taken, choose
 from .pair_objective import PairObjective, pair_metrics
 from .preference import PAIR_LOSSES
 from .responses import pairs, ref_of_responses, response_weights
@@ -56,7 +56,7 @@ class LinearPreferenceLoss(LinearLoss):
         formulas = [score, *(row.formula for row in rows.values())]
         takes = {name for formula in formulas for name in formula.options}
         chosen = f"loss_type {', '.join(losses)!r}"
-        check_options(self.name, chosen, takes - {"beta"}, options)
+        check_taken(self.name, chosen, takes - {"beta"}, options)
         for name, row in rows.items():
             if f_divergence_type != "reverse_kl" and not row.any_divergence:
                 raise ValueError(

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["Formula", "check_options", "choose"]
+__all__ = ["Formula", "check_taken", "choose"]
 
 Row = TypeVar("Row")
 
@@ -34,9 +34,7 @@ def choose(owner: str, what: str, table: Mapping[str, Row], name: str) -> Row:
     return table[name]
 
 
-def check_options(
-    owner: str, chosen: str, takes: Iterable[str], options: Mapping[str, Any]
-) -> None:
+def check_taken(owner: str, chosen: str, takes: Iterable[str], options: Mapping[str, Any]) -> None:
     """Raises for an option that what was chosen does not take."""
     for name in options:
         if name not in takes:
