@@ -53,7 +53,7 @@ def test_class_weight_that_requires_a_gradient(op):
     x, W, y = case()
     weight = torch.ones(V, device=device(), requires_grad=True)
     given = (x @ W.t(), y) if op is cross_entropy else (x, W, y)
-    with pytest.raises(ValueError, match="weight .* requires a gradient"):
+    with pytest.raises(ValueError, match=r"weight .* requires a gradient"):
         op(*given, weight=weight)
 
 
@@ -63,9 +63,8 @@ def test_class_weights_of_nothing():
     logits, weight = (x @ W.t()).detach(), torch.ones(V, device=device())
     weight[y] = 0
     for smoothing in (0.0, 0.1):
-        found = cross_entropy(logits, y, weight, label_smoothing=smoothing)
-        expected = F.cross_entropy(logits, y, weight, label_smoothing=smoothing)
-        torch.testing.assert_close(found, expected, equal_nan=True)
+        for op in (cross_entropy, F.cross_entropy):
+            assert not op(logits, y, weight, label_smoothing=smoothing).isfinite()
 
 
 def test_token_weights_of_nothing():

@@ -114,5 +114,5 @@ def test_errors_of_a_constructor(module):
 
 @pytest.mark.parametrize("module", [RMSNorm, LayerNorm])
 def test_offset_needs_a_weight(module):
-    with pytest.raises(ValueError, match="offset 1.0 needs a weight"):
+    with pytest.raises(ValueError, match=r"offset 1\.0 needs a weight"):
         module(8, elementwise_affine=False, offset=1.0)

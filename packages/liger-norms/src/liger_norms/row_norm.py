@@ -209,8 +209,7 @@ def _total(sums: Tensor | None, wanted: list[Tensor]) -> Sequence[Tensor]:
     if len(wanted) == 1:
         return (total,)
     dw, db = total.unbind()
-    same = wanted[0].dtype == wanted[1].dtype
-    return (dw, db) if same else (dw.to(wanted[0].dtype), db.to(wanted[1].dtype))
+    return dw.to(wanted[0].dtype), db.to(wanted[1].dtype)
 
 
 def _common(wanted: list[Tensor], other: torch.dtype) -> torch.dtype:
@@ -228,13 +227,11 @@ class RowNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, w, b, form):
-        w = w if w is None else w.contiguous()
-        b = b if b is None else b.contiguous()
+        w, b = (t if t is None else t.contiguous() for t in (w, b))
         y, s, mean, rstd = row_norm_fwd(x, residual, w, b, form)
         ctx.save_for_backward(x if s is None else s, w, b, mean, rstd)
         ctx.given = form, x.dtype, None if residual is None else residual.dtype
         if s is not None and not any(ctx.needs_input_grad[:2]):
-            # the weights have no part in it
             ctx.mark_non_differentiable(s)
         return y if s is None else (y, s)
 
