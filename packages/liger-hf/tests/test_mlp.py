@@ -4,6 +4,7 @@ import liger_activations
 import liger_hf
 import pytest
 import torch
+import transformers
 import zoo
 from families import assert_same_step, build, gradients, only_row, tokens
 from torch import nn
@@ -184,6 +185,47 @@ def test_apply_in_inference_mode():
     model = build("llama")
     with torch.inference_mode():
         assert not liger_hf.report(model).refused
+
+
+class DroppingMLP(nn.Module):
+    """Drops inside: by a child, or by one of a child."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.drop = drop
+
+    def forward(self, x):
+        return self.down(self.drop(nn.functional.silu(self.gate(x)) * self.up(x)))
+
+
+class Seldom(nn.Module):
+    """Not scaled, and by a rate at which a probe hardly ever sees an element dropped."""
+
+    def forward(self, x):
+        return x * (torch.rand(x.shape[:-1]) > 1e-6).unsqueeze(-1) if self.training else x
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "drop", [nn.Dropout(0.1), nn.Sequential(nn.Dropout(1e-7)), Seldom(), nn.RReLU(0.999999, 1.0)]
+)
+def test_dropout_is_seen_in_a_model_in_evaluation(drop, training):
+    layer = DroppingMLP(drop).train(training)
+    assert "no canonical form fits" in only_row(layer, "mlp").reason
+    assert drop.training == training
+
+
+def test_model_with_dropout_patched_in_evaluation_drops_in_training():
+    """`from_pretrained` returns a model in evaluation."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    config = transformers.T5Config(
+        vocab_size=64, feed_forward_proj="gated-gelu", dropout_rate=0.1, **sizes
+    )
+    model = transformers.T5EncoderModel(config).eval()
+    liger_hf.apply(model, loss=False)
+    mlp, x = model.train().encoder.block[0].layer[1].DenseReluDense, torch.randn(2, 3, 32)
+    assert not torch.equal(mlp(x), mlp(x))
 
 
 def test_layer_between_is_not_left_out():

@@ -46,11 +46,14 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True) -> nn.Module:
-    """A second instance with the attributes of `module`, some parameters or children replaced.
+    """A second instance with the attributes of `module`, some parameters or children replaced, and
+    second instances of the other children, in training or not as it is.
 
     The values of the real parameters are never read: they may be large, sharded, quantised or on
     the meta device.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("a ScriptModule has no second instance")
     # past the constructor, and past the __new__ that FSDP2 gives to a sharded module's class
     other = object.__new__(type(module))
     other.__dict__ = dict(vars(module))
@@ -58,6 +61,9 @@ def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True)
         other.__dict__[store] = dict(vars(module)[store])
     for name, value in replaced.items():
         other.__dict__["_modules" if isinstance(value, nn.Module) else "_parameters"][name] = value
+    for name, child in module._modules.items():
+        if child is not None and name not in replaced:
+            other.__dict__["_modules"][name] = stand_in(child, {}, training)
     other.training = training
     return other
 
