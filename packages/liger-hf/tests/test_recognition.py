@@ -6,7 +6,9 @@ import liger_hf
 import pytest
 import torch
 from families import SIZES, build, tokens
+from liger_hf import find
 from torch import nn
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
 
 
@@ -105,3 +107,49 @@ def test_meta_device():
     with torch.device("meta"):
         model = build("llama")
     assert len(liger_hf.apply(model).patched) == 10
+
+
+class FunctionMLP(nn.Module):
+    """Its activation is a function, not a child."""
+
+    def __init__(self, act, name="act_fn"):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.name = name
+        setattr(self, name, act)
+
+    def forward(self, x):
+        act = getattr(self, self.name)
+        return self.down((act[0] if isinstance(act, list) else act)(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.parametrize("name", ["act_fn", "_act"])
+@pytest.mark.parametrize("wrap", [lambda act: act, lambda act: [act]])
+def test_layers_with_different_functions_share_no_verdict(name, wrap):
+    acts = (F.silu, F.gelu, torch.sin, F.silu)
+    model, x = nn.Sequential(*(FunctionMLP(wrap(act), name) for act in acts)), torch.randn(3, 6)
+    expected = model(x)
+    rows = liger_hf.apply(model, loss=False).rows
+    assert [row.form for row in rows] == [
+        "glu silu, gate and up", "glu gelu, gate and up", "", "glu silu, gate and up",
+    ]  # fmt: skip
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_ordinary_layers_share_a_verdict(monkeypatch):
+    """Each has an activation of its own, in Gemma with a `functools.partial` in it, and its
+    projections may have the hooks of accelerate.
+    """
+    hooks = pytest.importorskip("accelerate.hooks")
+    probed = []
+
+    def counting(part):
+        return part._replace(probe=lambda module: probed.append(part.flag) or part.probe(module))
+
+    monkeypatch.setattr(find, "PARTS", [counting(part) for part in find.PARTS])
+    model = build("gemma", num_hidden_layers=4)
+    for layer in model.model.layers:
+        hooks.add_hook_to_module(layer.mlp.up_proj, hooks.ModelHook())
+        layer.mlp.limits = [1.0, {"high": 2.0}]
+    assert len(liger_hf.report(model).patched) == 18
+    assert sorted(probed) == ["mlp", "norms", "rope"]

@@ -1,5 +1,6 @@
 """Running a module's own forward on a small input, beside a candidate replacement."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .patch import RECORD
+
 __all__ = [
+    "Same",
     "bare",
     "difference",
     "fingerprint",
@@ -18,8 +22,12 @@ __all__ = [
     "normal",
     "probing",
     "reseed",
+    "settings",
     "stand_in",
 ]
+
+# attributes of a module that say nothing of what its own code computes
+OF_OTHERS = {*vars(nn.Module()), "forward", RECORD, "_hf_hook", "_old_forward"}
 
 
 @contextmanager
@@ -119,16 +127,46 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
+class Same:
+    """Equal to another of the same object, which it keeps alive: an id of a dead one is given to
+    the next.
+    """
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """The attributes that its code gave it, beside parameters, buffers and children."""
+    return {name: value for name, value in vars(module).items() if name not in OF_OTHERS}
+
+
 def fingerprint(module: nn.Module) -> tuple[object, ...]:
-    """Equal for modules that compute the same up to the values of their parameters."""
-    settings = {
-        k: v
-        for k, v in vars(module).items()
-        if isinstance(v, (bool, int, float, str, type(None), tuple))
-    }
+    """Equal for modules that compute the same up to the values of their parameters: of functions
+    and other objects among their attributes, only the same one is equal.
+    """
     return (
         type(module),
-        repr(sorted(settings.items())),
+        _frozen(settings(module)),
         tuple((name, p.shape, p.dtype) for name, p in module.named_parameters(recurse=False)),
         tuple((name, fingerprint(child)) for name, child in module.named_children()),
     )
+
+
+def _frozen(value: object) -> object:
+    """By value what has no identity of its own, also of lists and dicts as they are now."""
+    if isinstance(value, dict):
+        return type(value), tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_frozen, value))
+    if type(value) is functools.partial:
+        return _frozen((value.func, value.args, value.keywords))
+    if isinstance(value, (bool, int, float, str, type(None), torch.device)):
+        return type(value), repr(value)
+    return Same(value)
