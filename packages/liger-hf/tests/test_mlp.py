@@ -1,5 +1,7 @@
 """Gated MLPs whose down projection is computed by the op, and those whose projection is called."""
 
+import copy
+
 import liger_activations
 import liger_hf
 import pytest
@@ -226,6 +228,50 @@ def test_model_with_dropout_patched_in_evaluation_drops_in_training():
     liger_hf.apply(model, loss=False)
     mlp, x = model.train().encoder.block[0].layer[1].DenseReluDense, torch.randn(2, 3, 32)
     assert not torch.equal(mlp(x), mlp(x))
+
+
+ACTIVATION = {"llama": "act_fn", "phi3": "activation_fn"}
+ACTIVATIONS = {
+    "hook": lambda mlp, name: getattr(mlp, name).register_forward_hook(double),
+    "pre-hook": lambda mlp, name: getattr(mlp, name).register_forward_pre_hook(double),
+    "another": lambda mlp, name: setattr(mlp, name, nn.ELU()),
+    "own forward": lambda mlp, name: setattr(getattr(mlp, name), "forward", torch.sin),
+}
+
+
+@pytest.mark.parametrize("change", ACTIVATIONS)
+@pytest.mark.parametrize("family", ACTIVATION)
+def test_activation_is_called_where_that_is_noticed(family, change):
+    """In a copy too, which has an activation of its own."""
+    plain, patched = build(family), build(family)
+    liger_hf.apply(patched)
+    copied = copy.deepcopy(patched)
+    assert wide_kept(copied) == wide_kept(patched) < wide_kept(plain)
+    for model in (plain, patched, copied):
+        for layer in model.model.layers:
+            ACTIVATIONS[change](layer.mlp, ACTIVATION[family])
+    expected = gradients(plain, loss)
+    assert_same_step(gradients(patched, loss), expected)
+    assert_same_step(gradients(copied, loss), expected)
+
+
+def test_hooks_are_not_called_by_the_probe():
+    model, calls = build("llama"), []
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_forward_hook(lambda *_: calls.append(1))
+    expected = gradients(model, loss)
+    calls.clear()
+    assert not liger_hf.apply(model).refused
+    assert not calls
+    assert_same_step(gradients(model, loss), expected)
+    assert len(calls) == 2
+
+
+def test_rate_of_dropout_set_later_counts():
+    layer, x = DroppingMLP(nn.Dropout(0.0)), torch.randn(2, 6)
+    assert liger_hf.apply(layer, loss=False).patched
+    layer.drop.p = 0.5
+    assert not torch.equal(layer(x), layer(x))
 
 
 def test_layer_between_is_not_left_out():

@@ -136,6 +136,13 @@ def test_layers_with_different_functions_share_no_verdict(name, wrap):
     torch.testing.assert_close(model(x), expected)
 
 
+def test_function_set_later_is_called():
+    layer, x = FunctionMLP(F.silu), torch.randn(3, 6)
+    liger_hf.apply(layer, loss=False)
+    layer.act_fn = torch.sin
+    assert torch.equal(layer(x), layer.down(torch.sin(layer.gate(x)) * layer.up(x)))
+
+
 def test_ordinary_layers_share_a_verdict(monkeypatch):
     """Each has an activation of its own, in Gemma with a `functools.partial` in it, and its
     projections may have the hooks of accelerate.

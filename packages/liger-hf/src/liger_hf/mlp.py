@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .patch import Patch
-from .plain_linear import is_plain_linear
+from .plain_linear import are_held, held, is_plain_linear
 from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
 from .reporting import Row
 
@@ -74,10 +74,11 @@ def forms(module: nn.Module, layouts: Sequence[str]) -> Iterator[Form]:
 class MLPPatch(Patch):
     """`into` are the projections before the op, `between` a child after it, `down` the last one,
     `dropout` the attribute with the rate of a dropout at the end. `fused` is the op with the last
-    projection in it, or None; each call asks anew whether that may be left out.
+    projection in it, or None; each call asks anew whether that may be left out, and likewise
+    `skipped`: all other children and functions, the activation among them.
     """
 
-    __slots__ = ("between", "down", "dropout", "form", "fused", "into", "op")
+    __slots__ = ("between", "down", "dropout", "form", "fused", "into", "op", "skipped")
 
     def __init__(
         self, module: nn.Module, row: Row, op: Callable[..., Tensor],
@@ -87,9 +88,10 @@ class MLPPatch(Patch):
         super().__init__(module, row)
         self.op, self.fused, self.form, self.into = op, fused, form, into
         self.between, self.down, self.dropout = between, down, dropout
+        self.skipped = held(module, {*into, between, down})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.active or len(args) + len(kwargs) != 1:
+        if not self.active or len(args) + len(kwargs) != 1 or not are_held(self.skipped):
             return self.inner(*args, **kwargs)
         (x,) = (*args, *kwargs.values())
         module = self.module

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,10 @@ __all__ = [
 # attributes of a module that say nothing of what its own code computes
 OF_OTHERS = {*vars(nn.Module()), "forward", RECORD, "_hf_hook", "_old_forward"}
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# put around the forward of a class: by others and by us, or compiled
+AROUND = ("forward", "_compiled_call_impl")
+
 
 @contextmanager
 def probing() -> Iterator[None]:
@@ -55,7 +60,8 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True) -> nn.Module:
     """A second instance with the attributes of `module`, some parameters or children replaced, and
-    second instances of the other children, in training or not as it is.
+    second instances of the other children, in training or not as it is. None has hooks, nor a
+    forward that was put on the instance: those are for the layer's own inputs.
 
     The values of the real parameters are never read: they may be large, sharded, quantised or on
     the meta device.
@@ -64,7 +70,9 @@ def stand_in(module: nn.Module, replaced: dict[str, Any], training: bool = True)
         raise TypeError("a ScriptModule has no second instance")
     # past the constructor, and past the __new__ that FSDP2 gives to a sharded module's class
     other = object.__new__(type(module))
-    other.__dict__ = dict(vars(module))
+    other.__dict__ = {k: v for k, v in vars(module).items() if k not in AROUND}
+    for name in HOOKS:
+        other.__dict__[name] = OrderedDict()
     for store in ("_parameters", "_buffers", "_modules"):
         other.__dict__[store] = dict(vars(module)[store])
     for name, value in replaced.items():
