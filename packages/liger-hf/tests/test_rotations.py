@@ -3,7 +3,7 @@
 import liger_hf
 import pytest
 import torch
-from families import only_row
+from families import build, only_row, tokens
 from torch import nn
 
 
@@ -51,3 +51,32 @@ def test_unknown_rotations_are_refused():
     assert "apply_rotary is none of the rotations; closest is rope half, relative" in row.reason
     row = only_row(attention(scaled, "q, k, cos, sin, offset=1"), "rope")
     assert row.reason == "apply_rotary takes (q, k, cos, sin, offset)"
+
+
+def test_global_replaced_between_two_applies_is_the_one_that_runs(monkeypatch):
+    """Another library's attention, say, after a first model was patched."""
+    from transformers.models.llama import modeling_llama
+
+    def run(model):
+        return model(input_ids=tokens()).logits
+
+    first, model = (build("llama", attn_implementation="eager").eval() for _ in range(2))
+    before = run(model)
+    liger_hf.apply(first)
+    attend = modeling_llama.eager_attention_forward
+
+    def doubled(*args, **kwargs):
+        output, weights = attend(*args, **kwargs)
+        return 2.0 * output, weights
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama, "eager_attention_forward", doubled)
+        expected = run(model)
+        assert not torch.allclose(expected, before)
+        liger_hf.apply(model)
+        torch.testing.assert_close(run(model), expected)
+        layers = model.model.layers
+        assert len({vars(x.self_attn)["forward"].__self__.function for x in layers}) == 1
+    again = build("llama", attn_implementation="eager").eval()
+    liger_hf.apply(again)
+    torch.testing.assert_close(run(again), before)

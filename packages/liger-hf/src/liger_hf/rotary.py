@@ -3,13 +3,14 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
 from .forms import Part, Verdict, load
 from .patch import Patch
+from .probe import Same
 from .rebind import rebind
 from .reporting import Row
 from .rotations import PACKAGE, Rotation, recognise
@@ -20,16 +21,29 @@ __all__ = ["ROPE"]
 def _rebound(
     forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...]
 ) -> types.FunctionType:
-    return _with_ops(forward, rotations, tuple(load(PACKAGE, r.form.op) for _, r in rotations))
+    ops = tuple(load(PACKAGE, r.form.op) for _, r in rotations)
+    return _with_ops(forward, rotations, ops, tuple(_globals(forward)))
 
 
-# One copy for all layers of a class: compiled code of one layer then serves the next.
+# One copy for all layers of a class: compiled code of one layer then serves the next. `seen` are
+# the globals that it reaches, as they are: a copy keeps those of its time.
 @functools.cache
 def _with_ops(
-    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...], ops: tuple[Any, ...]
-) -> types.FunctionType:
+    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...], ops: tuple[Any, ...],
+    seen: tuple[Same, ...],
+) -> types.FunctionType:  # fmt: skip
     bound = {name: r.bind(op) for (name, r), op in zip(rotations, ops, strict=True)}
     return rebind(forward, bound)
+
+
+def _globals(forward: Callable[..., Any]) -> Iterator[Same]:
+    """Of the names that a forward, and the functions inside it, may look up; missing ones too."""
+    inner = inspect.unwrap(forward)
+    codes = [inner.__code__] if isinstance(inner, types.FunctionType) else []
+    while codes:
+        code = codes.pop()
+        yield from (Same(inner.__globals__.get(name)) for name in code.co_names)
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
 
 
 class RotaryPatch(Patch):
