@@ -187,6 +187,27 @@ def test_forward_wrapped_later_survives_revert():
     assert_same_step(step(model), expected, rtol=0.0)
 
 
+def test_patch_put_back_after_revert_is_no_forward_of_others():
+    """As accelerate's `remove_hook_from_module` does with what it had wrapped."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = build("llama")
+    expected = step(model)
+    first = liger_hf.apply(model, loss=False)
+    layers = [m for m in model.modules() if "forward" in vars(m)]
+    for layer in layers:
+        hooks.add_hook_to_module(layer, hooks.ModelHook())
+    liger_hf.revert(model)
+    assert not liger_hf.report(model, loss=False).patched
+    for layer in layers:
+        hooks.remove_hook_from_module(layer)
+    second = liger_hf.apply(model, loss=False)
+    assert str(second) == str(first)
+    assert_same_step(step(model), expected)
+    assert all(vars(layer)["forward"].__self__.active for layer in layers)
+    liger_hf.revert(model)
+    assert_same_step(step(model), expected, rtol=0.0)
+
+
 def test_copies_are_patched_by_themselves():
     model = build("llama")
     expected = step(model)
