@@ -40,6 +40,20 @@ def test_auto_class(dtype, tmp_path):
         auto()
 
 
+def test_subclass_of_an_auto_class(tmp_path):
+    class Mine(liger_hf.AutoLigerKernelForCausalLM):
+        pass
+
+    class MineToo(Mine):
+        pass
+
+    build("llama").save_pretrained(tmp_path)
+    model = MineToo.from_pretrained(tmp_path)
+    assert type(model) is LlamaForCausalLM
+    assert patched(model)
+    assert patched(Mine.from_config(model.config))
+
+
 def test_auto_class_of_images_and_text():
     config = zoo.tiny("image-text-to-text", "qwen2_5_vl").config
     model = liger_hf.AutoLigerKernelForImageTextToText.from_config(config)

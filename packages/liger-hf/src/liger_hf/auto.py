@@ -35,7 +35,8 @@ class _Patching:
     def _patched(cls, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         flags = flags_in(kwargs)
         # by its own name: code on the hub is chosen by the name of the auto class
-        made = getattr(cls.__mro__[2], method)(*args, **kwargs)
+        order = cls.__mro__
+        made = getattr(order[order.index(_Patching) + 1], method)(*args, **kwargs)
         # with output_loading_info=True there is more than the model
         model: nn.Module = made[0] if isinstance(made, tuple) else made
         apply(model, **flags)
