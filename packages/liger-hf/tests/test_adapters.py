@@ -1,5 +1,8 @@
 """PEFT: adapters on every part, copies of the head, and adapters that move between models."""
 
+import copy
+import pickle
+
 import liger_hf
 import pytest
 import torch
@@ -75,6 +78,38 @@ def test_copy_of_the_head(order):
     liger_hf.revert(model.train())
     assert_same_step(gradients(model, loss), expected, rtol=0.0)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@ORDERS
+def test_second_copy_of_the_head(order):
+    """An adapter added to a model that is wrapped and patched."""
+    options = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+
+    def added(model):
+        model.add_adapter("b", peft.LoraConfig(r=4, init_lora_weights=False, **options))
+        model.set_adapter("b")
+        return model
+
+    expected = gradients(added(adapted(build("llama"), **options)), loss)
+    assert any("modules_to_save.b" in name for name in expected[1])
+    model = added(both_orders(order, **options))
+    assert_same_step(gradients(model, loss), expected)
+    assert isinstance(model(input_ids=tokens(), labels=tokens()).logits, DeferredLogits)
+    assert_same_step(gradients(copy.deepcopy(model), loss), expected)
+    assert_same_step(gradients(pickle.loads(pickle.dumps(model)), loss), expected)
+    unloaded = model.unload()
+    assert isinstance(unloaded(input_ids=tokens(), labels=tokens()).logits, DeferredLogits)
+    torch.testing.assert_close(
+        unloaded(input_ids=tokens()).logits, build("llama")(input_ids=tokens()).logits
+    )
+
+
+@ORDERS
+def test_adapter_of_the_weight(order):
+    options = {"target_modules": ["q_proj"], "target_parameters": ["lm_head.weight"]}
+    expected = gradients(adapted(build("llama"), **options), loss)
+    assert any("lm_head.lora" in name for name in expected[1])
+    assert_same_step(gradients(both_orders(order, **options), loss), expected)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "lm_head"]])

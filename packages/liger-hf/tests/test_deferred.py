@@ -152,15 +152,20 @@ def test_gradients_flow_through_logits_beside_the_loss():
 def test_edits_in_place_reach_the_loss():
     """A forward that edits its logits before the loss gets the loss of the edited logits."""
     plain, patched = build("llama"), build("llama")
+    seen = []
 
-    def forward(self, input_ids, labels):
-        logits = self.lm_head(self.model(input_ids).last_hidden_state)
-        logits[..., :7] = -5.0
-        return self.loss_function(logits=logits, labels=labels, vocab_size=VOCAB)
+    class Edited(type(plain)):
+        def forward(self, input_ids, labels):
+            logits = self.lm_head(self.model(input_ids).last_hidden_state)
+            seen.append(type(logits))
+            logits[..., :7] = -5.0
+            return self.loss_function(logits=logits, labels=labels, vocab_size=VOCAB)
 
+    plain.__class__ = patched.__class__ = Edited
     liger_hf.apply(patched)
     inputs = {"input_ids": tokens(), "labels": tokens()}
-    torch.testing.assert_close(forward(patched, **inputs), forward(plain, **inputs))
+    torch.testing.assert_close(patched(**inputs), plain(**inputs))
+    assert seen == [DeferredLogits, torch.Tensor]
 
 
 def test_without_labels_and_in_evaluation_logits_are_tensors():

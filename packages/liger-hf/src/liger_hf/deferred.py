@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .window import opened
+
 __all__ = ["DeferredLogits", "fold"]
 
 # what is recorded, and how it is done on real logits
@@ -86,7 +88,9 @@ class DeferredLogits:
             kind = self.hidden.device.type
             mode = torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
             with torch.set_grad_enabled(self.grad), mode:
-                logits = self.head(self.hidden)
+                with opened(self.head):
+                    logits = self.head(self.hidden)
+                # a patched head, which says what is wrong with its weight where something is
                 if isinstance(logits, DeferredLogits):
                     logits = self.head(self.hidden, real=True)
                 for name, value in self.ops:
@@ -127,12 +131,8 @@ class DeferredLogits:
         return self.materialize()[key]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        if (
-            len(args) == 1
-            and not kwargs
-            and isinstance(args[0], torch.dtype)
-            and args[0].is_floating_point
-        ):
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], torch.dtype)
+        if alone and args[0].is_floating_point:
             return self._record("to", args[0])
         return self.materialize().to(*args, **kwargs)
 
@@ -176,8 +176,7 @@ class DeferredLogits:
         return _itself, (self.materialize(),)
 
     def __getattr__(self, name: str) -> Any:
-        # reached for what is not defined here; a copy or pickle under construction has no fields
-        # yet
+        # for what is not defined here; a copy or pickle under construction has no fields yet
         if name.startswith("__") or "hidden" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.materialize(), name)

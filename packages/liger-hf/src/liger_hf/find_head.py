@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.nn.utils.parametrize import is_parametrized
 
 from .forms import TOLERANCE, load
-from .head import HeadPatch, LossPatch, ModelPatch, linear_op, observed, targets
+from .head import HeadPatch, LossPatch, ModelPatch, linear_op, targets
 from .patch import Patch, patches
 from .probe import difference, measured, normal
 from .reporting import Row
+from .window import observed, plain_heads
 
-__all__ = ["find_heads", "language_models", "plain_heads"]
+__all__ = ["find_heads", "language_models"]
 
 NO_LOSS = "forward does not call self.loss_function"
 
@@ -44,15 +46,6 @@ def language_models(model: nn.Module) -> Iterator[tuple[str, list[nn.Module], nn
         yield paths.get(head, ""), models, head
 
 
-def plain_heads(head: nn.Module) -> list[Any]:
-    """The head, or the copies of it that PEFT trains instead (`modules_to_save`)."""
-    copies = getattr(head, "modules_to_save", None)
-    original = getattr(head, "original_module", None)
-    if isinstance(copies, nn.ModuleDict) and isinstance(original, nn.Module):
-        return [original, *copies.values()]
-    return [head]
-
-
 def _find(path: str, owners: list[nn.Module], head: nn.Module) -> tuple[Row, list[Patch]]:
     row = Row(path, type(head).__name__)
     heads = plain_heads(head)
@@ -70,8 +63,8 @@ def _find(path: str, owners: list[nn.Module], head: nn.Module) -> tuple[Row, lis
     if gap > TOLERANCE[torch.float32]:
         return replace(row, reason=f"loss function is no causal-LM loss, {measured(gap)}"), []
     row = replace(row, form="head + causal-LM loss", op="liger_losses.linear_cross_entropy")
-    found = [HeadPatch(plain, row, head) for plain in heads]
-    return row, [*found, ModelPatch(owner, row, found), LossPatch(owner, row, op)]
+    found = [HeadPatch(plain, row) for plain in heads]
+    return row, [*found, ModelPatch(owner, row), LossPatch(owner, row, op)]
 
 
 def _refusal_of_model(model: nn.Module) -> str:
@@ -98,6 +91,8 @@ def _refusal_of_head(head: Any) -> str:
         return "its forward was replaced already, by another library"
     if not head.weight.is_floating_point():
         return f"weight is {head.weight.dtype}"
+    if is_parametrized(head):
+        return "its weight is parametrised"
     return observed(head)
 
 

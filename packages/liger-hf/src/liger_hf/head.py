@@ -8,7 +8,6 @@ a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks
 there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,24 +18,9 @@ from torch.nn.functional import pad
 from .deferred import DeferredLogits, fold
 from .patch import Missing, Patch
 from .reporting import Row
+from .window import deferring, opened
 
-__all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "observed", "targets"]
-
-# code that gathers sharded parameters, in whose presence a head may be called twice
-SHARDING = ("torch.distributed.", "deepspeed.")
-
-
-def observed(module: nn.Module) -> str:
-    """Why a forward may not be called twice, nor return something else than a tensor; or empty."""
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if not (getattr(hook, "__module__", None) or "").startswith(SHARDING):
-            return "has forward hooks"
-        # of FSDP2: it counts the calls of all that it gathers at once, and expects one of each
-        state = getattr(inspect.unwrap(hook, stop=inspect.ismethod), "__self__", None)
-        if len(getattr(state, "_modules", ())) > 1:
-            return "FSDP gathers it together with other modules"
-    return ""
-
+__all__ = ["HeadPatch", "LossPatch", "ModelPatch", "linear_op", "targets"]
 
 # Logits alive at once: 2048 tokens of a vocabulary of 128,256, at which the products run at their
 # full rate. Of larger ones the op takes more by itself, but here the activations of all layers are
@@ -45,21 +29,13 @@ CHUNK_BYTES = 512 * 2**20
 
 
 class HeadPatch(Patch):
-    """In training the head returns deferred logits; for real ones it is called with `real=True`.
+    """In training the head returns deferred logits to its model's forward, and to nobody else.
 
-    Called with `compute`, it runs compute(input, weight, bias) instead of the linear map.
-
-    Attributes:
-        entry: what the model calls: the head, or PEFT's wrapper of copies of it.
-        left_out: whoever called the model deals with deferred logits, in evaluation too.
+    For real ones it is called with `real=True`. Called with `compute`, it runs
+    compute(input, weight, bias) instead of the linear map.
     """
 
-    __slots__ = ("entry", "left_out")
-
-    def __init__(self, head: nn.Module, row: Row, entry: nn.Module):
-        super().__init__(head, row)
-        self.entry = entry
-        self.left_out = False
+    __slots__ = ()
 
     def __call__(
         self, input: Tensor, compute: Callable[..., Any] | None = None, real: bool = False
@@ -70,18 +46,11 @@ class HeadPatch(Patch):
             return compute(input, head.weight, head.bias)
         if real:
             self._check_gathered()
-        entry: Any = self.entry
-        if (
-            real
-            or not self.active
-            or not (head.training or self.left_out)
-            or observed(head)
-            or observed(entry)
-            or type(head.weight) not in (nn.Parameter, Tensor)
-        ):
+        window = deferring(head) if self.active and not real else None
+        if window is None:
             return self.inner(input)
-        logits = DeferredLogits(entry, input)
-        logits.used = self.left_out
+        logits = DeferredLogits(window.entry, input)
+        logits.used = window.left_out
         return logits
 
     def _check_gathered(self) -> None:
@@ -100,15 +69,13 @@ class ModelPatch(Patch):
     """Hands real logits on, unless a loss was computed or `skip_logits` leaves them out.
 
     Attributes:
-        heads: of this model.
         contract: answers calls with `fused_lm_head=True`, as trainers of TRL make them; or None.
     """
 
-    __slots__ = ("contract", "heads")
+    __slots__ = ("contract",)
 
-    def __init__(self, model: nn.Module, row: Row, heads: list[HeadPatch]):
+    def __init__(self, model: nn.Module, row: Row):
         super().__init__(model, row)
-        self.heads = heads
         self.contract: Callable[..., Any] | None = None
 
     @property
@@ -131,7 +98,9 @@ class ModelPatch(Patch):
         if self.contract is not None and kwargs.pop("fused_lm_head", False):
             return self.contract(self, *args, **kwargs)
         if not skip_logits:
-            return _settled(self.inner(*args, **kwargs))
+            with opened(self._entry()):
+                outputs = self.inner(*args, **kwargs)
+            return _settled(outputs)
         outputs = self.without_logits(*args, **kwargs)
         if type(outputs) is tuple:
             return tuple(value for value in outputs if not isinstance(value, DeferredLogits))
@@ -142,13 +111,13 @@ class ModelPatch(Patch):
 
     def without_logits(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own outputs, with deferred logits wherever the head can defer them."""
-        for head in self.heads:
-            head.left_out = True
-        try:
+        with opened(self._entry(), left_out=True):
             return self.inner(*args, **kwargs)
-        finally:
-            for head in self.heads:
-                head.left_out = False
+
+    def _entry(self) -> Any:
+        """Asked for in every call: adapters wrap and copy heads, and others replace them."""
+        model: Any = self.module
+        return model.get_output_embeddings()
 
 
 def _settled(outputs: Any) -> Any:

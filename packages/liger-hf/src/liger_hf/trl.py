@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from .deferred import DeferredLogits, fold
-from .find_head import language_models, plain_heads
+from .find_head import language_models
 from .forms import load
 from .head import HeadPatch, ModelPatch, linear_op, targets
 from .patch import NothingToReplace, apply as apply_to_model, patches, report
 from .reporting import Report, Row
+from .window import plain_heads
 
 __all__ = ["apply"]
 
@@ -132,12 +133,10 @@ def _on_top(path: str, owner: Any, head: Any, cast: bool) -> ModelPatch:
     if isinstance(patch, ModelPatch):
         return patch
     row = Row(path, type(head).__name__, "head of a TRL trainer", "liger_losses.log_probs")
-    heads = []
     if cast:
         # its forward is TRL's, which is the linear map in fp32; the contract does that itself
-        heads = [HeadPatch(head, row, head)]
-        heads[0].install()
-    patch = ModelPatch(owner, row, heads)
+        HeadPatch(head, row).install()
+    patch = ModelPatch(owner, row)
     patch.install()
     return patch
 

@@ -1,0 +1,134 @@
+"""Logits are left out in the forward of the model, of a head whose weight stays; nowhere else."""
+
+import threading
+
+import liger_hf
+import pytest
+import torch
+import zoo
+from families import VOCAB, assert_same_step, build, gradients, tokens
+from liger_hf.deferred import DeferredLogits
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+INPUTS = {"input_ids": tokens(), "labels": tokens()}
+
+
+def loss(model: nn.Module) -> torch.Tensor:
+    return model(**INPUTS).loss
+
+
+def head_only(family: str = "llama") -> nn.Module:
+    model = build(family)
+    liger_hf.apply(model, norms=False, mlp=False, rope=False)
+    return model
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_head_called_by_others(use_reentrant):
+    def step(model: nn.Module) -> torch.Tensor:
+        hidden = model.model(tokens()).last_hidden_state
+        logits = checkpoint(model.lm_head, hidden, use_reentrant=use_reentrant)
+        assert type(model.lm_head(hidden)) is torch.Tensor
+        assert type(logits) is torch.Tensor
+        return logits.logsumexp(-1).mean()
+
+    assert_same_step(gradients(head_only(), step), gradients(build("llama"), step))
+
+
+def test_language_model_called_by_others():
+    """Of a model that calls it, and computes the loss itself."""
+    model = zoo.tiny("image-text-to-text", "blip-2")
+    report = liger_hf.apply(model, norms=False, mlp=False, rope=False)
+    assert [row.path for row in report.patched] == ["language_model.lm_head"]
+    assert type(model.language_model(tokens()).logits) is torch.Tensor
+    assert type(model.language_model(tokens(), return_dict=False)[0]) is torch.Tensor
+
+
+def test_other_threads_get_logits():
+    model, seen = head_only().eval(), []
+
+    def other() -> None:
+        seen.append(type(model(tokens()).logits))
+
+    def meanwhile(*_: object) -> None:
+        hook.remove()
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    hook = model.model.register_forward_hook(meanwhile)
+    assert model(**INPUTS, skip_logits=True).logits is None
+    assert seen == [torch.Tensor]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_models_inside_others(skip):
+    """A patched model that another patched one calls takes nothing from it."""
+    outer, inner = head_only(), head_only("gemma2")
+    seen = []
+    hook = outer.model.register_forward_hook(
+        lambda *_: seen.append(inner(tokens(), skip_logits=False).logits)
+    )
+    assert isinstance(outer(**INPUTS).logits, DeferredLogits)
+    assert outer.eval()(**INPUTS, skip_logits=True).logits is None
+    hook.remove()
+    assert [type(logits) for logits in seen] == [torch.Tensor] * 2
+
+
+def test_compiled_in_parts():
+    """The model's forward is compiled by itself, inside ours."""
+
+    class Breaks(nn.Module):
+        def __init__(self, inside: nn.Module):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return self.inside(x)
+
+    model = head_only()
+    model.model.norm = Breaks(model.model.norm)
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager")
+    for _ in range(2):
+        assert isinstance(run(**INPUTS).logits, DeferredLogits)
+        assert type(run(tokens()).logits) is torch.Tensor
+        assert type(model.lm_head(torch.ones(2, 32))) is torch.Tensor
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def test_parametrised_weight():
+    plain, patched = build("llama"), head_only()
+    for model in (plain, patched):
+        parametrize.register_parametrization(model.lm_head, "weight", Doubled())
+    assert_same_step(gradients(patched, loss), gradients(plain, loss))
+    assert type(patched(**INPUTS).logits) is torch.Tensor
+    (row,) = liger_hf.report(plain, norms=False, mlp=False, rope=False).refused
+    assert row.reason == "its weight is parametrised"
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
+def test_lent_weights(kind):
+    """They are gone when logits are read later: real ones, or an error."""
+    plain, patched = build("llama"), head_only()
+    weights = {
+        name: nn.Parameter(2 * weight.detach()) if kind is nn.Parameter else 2 * weight.detach()
+        for name, weight in plain.named_parameters()
+    }
+    expected = functional_call(plain, weights, kwargs=INPUTS)
+    actual = functional_call(patched, weights, kwargs=INPUTS)
+    torch.testing.assert_close(actual.loss, expected.loss)
+    if kind is nn.Parameter:
+        with pytest.raises(RuntimeError, match="weight had changed"):
+            actual.logits.sum()
+    else:
+        assert torch.equal(actual.logits, expected.logits)
+    assert functional_call(patched, weights, (tokens(),)).logits.shape == (2, 9, VOCAB)
