@@ -64,8 +64,7 @@ def test_other_threads_get_logits():
     assert seen == [torch.Tensor]
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_models_inside_others(skip):
+def test_models_inside_others():
     """A patched model that another patched one calls takes nothing from it."""
     outer, inner = head_only(), head_only("gemma2")
     seen = []
@@ -132,3 +131,17 @@ def test_lent_weights(kind):
     else:
         assert torch.equal(actual.logits, expected.logits)
     assert functional_call(patched, weights, (tokens(),)).logits.shape == (2, 9, VOCAB)
+
+
+def test_weights_that_are_loaded_for_one_call():
+    accelerate = pytest.importorskip("accelerate")
+    plain, patched = build("llama"), head_only()
+    for model in (plain, patched):
+        accelerate.cpu_offload(model, torch.device("cpu"))
+    with torch.no_grad():
+        expected, actual = plain(**INPUTS), patched(**INPUTS)
+        torch.testing.assert_close(actual.loss, expected.loss)
+        assert torch.equal(actual.logits, expected.logits)
+        assert torch.equal(patched(tokens()).logits, expected.logits)
+        alone = patched(**INPUTS, skip_logits=True)
+    torch.testing.assert_close(alone.loss, expected.loss)

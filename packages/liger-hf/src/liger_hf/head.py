@@ -46,7 +46,7 @@ class HeadPatch(Patch):
             return compute(input, head.weight, head.bias)
         if real:
             self._check_gathered()
-        window = deferring(head) if self.active and not real else None
+        window = deferring(self) if self.active and not real else None
         if window is None:
             return self.inner(input)
         logits = DeferredLogits(window.entry, input)

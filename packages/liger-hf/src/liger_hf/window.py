@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .patch import Patch
+
 __all__ = ["Window", "deferring", "observed", "opened", "plain_heads"]
 
 # code that gathers sharded parameters, in whose presence a head may be called twice
@@ -57,8 +59,9 @@ def opened(entry: Any, left_out: bool = False) -> Iterator[None]:
             _thread.window = before
 
 
-def deferring(head: nn.Module) -> Window | None:
-    """The window in which `head` is called, if its logits may be deferred there."""
+def deferring(patch: Patch) -> Window | None:
+    """The window in which the head of `patch` is called, if its logits may be deferred there."""
+    head = patch.module
     window = _compiled.window if torch.compiler.is_compiling() else _thread.window
     if (
         window is None
@@ -66,6 +69,8 @@ def deferring(head: nn.Module) -> Window | None:
         or not any(plain is head for plain in plain_heads(window.entry))
         or observed(head)
         or observed(window.entry)
+        or _wrapped(head, patch)
+        or _wrapped(window.entry, patch)
         or not _stays(head)
     ):
         return None
@@ -91,6 +96,14 @@ def observed(module: nn.Module) -> str:
         if len(getattr(state, "_modules", ())) > 1:
             return "FSDP gathers it together with other modules"
     return ""
+
+
+def _wrapped(module: nn.Module, patch: Patch) -> bool:
+    """Whether another library has replaced the forward, as accelerate does for weights that are on
+    the device only while it runs.
+    """
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__self__", None) is not patch
 
 
 def _stays(head: Any) -> bool:
