@@ -28,6 +28,8 @@ def test_loss_alone_in_evaluation(monkeypatch):
             assert patched(**inputs, skip_logits=True, return_dict=False)[0] == outputs.loss
         torch.testing.assert_close(outputs.loss, plain(**inputs).loss)
         assert outputs.logits is None
+        assert not any(isinstance(value, DeferredLogits) for value in outputs.to_tuple())
+        assert "logits" not in outputs
         # and back
         assert type(patched(**inputs).logits) is torch.Tensor
         assert type(patched(**inputs, skip_logits=False).logits) is torch.Tensor

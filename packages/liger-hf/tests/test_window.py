@@ -145,3 +145,4 @@ def test_weights_that_are_loaded_for_one_call():
         assert torch.equal(patched(tokens()).logits, expected.logits)
         alone = patched(**INPUTS, skip_logits=True)
     torch.testing.assert_close(alone.loss, expected.loss)
+    assert alone.logits is None

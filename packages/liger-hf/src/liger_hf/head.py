@@ -9,6 +9,7 @@ there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,8 +107,8 @@ class ModelPatch(Patch):
             return tuple(value for value in outputs if not isinstance(value, DeferredLogits))
         if outputs.loss is None:
             raise ValueError("skip_logits=True asks for the loss alone, which needs labels")
-        outputs.logits = None
-        return outputs
+        # made anew: an output keeps what it was made of among its items, whatever is set later
+        return replace(outputs, logits=None)
 
     def without_logits(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own outputs, with deferred logits wherever the head can defer them."""
