@@ -149,6 +149,21 @@ def test_gradients_flow_through_logits_beside_the_loss():
     assert_same_step(gradients(patched, loss), gradients(plain, loss))
 
 
+def test_gradient_of_the_logits():
+    plain, patched = head_only("llama")
+    grads = []
+    for model in (plain, patched):
+        logits = model(input_ids=tokens(), labels=tokens()).logits
+        assert logits.grad is None
+        logits.retain_grad()
+        logits.logsumexp(-1).mean().backward()
+        grads.append(logits.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+    # what else is asked of a tensor is not answered by a field either
+    fields = vars(patched(input_ids=tokens(), labels=tokens()).logits)
+    assert not [name for name in fields if hasattr(torch.Tensor, name)]
+
+
 def test_edits_in_place_reach_the_loss():
     """A forward that edits its logits before the loss gets the loss of the edited logits."""
     plain, patched = build("llama"), build("llama")

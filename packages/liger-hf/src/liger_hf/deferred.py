@@ -69,7 +69,7 @@ class DeferredLogits:
         self.used = False
         self.tensor: Tensor | None = None
         # real logits would have been computed under these
-        self.grad = torch.is_grad_enabled()
+        self.with_grad = torch.is_grad_enabled()
         self.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.version = _version(head)
 
@@ -87,7 +87,7 @@ class DeferredLogits:
                 )
             kind = self.hidden.device.type
             mode = torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
-            with torch.set_grad_enabled(self.grad), mode:
+            with torch.set_grad_enabled(self.with_grad), mode:
                 with opened(self.head):
                     logits = self.head(self.hidden)
                 # a patched head, which says what is wrong with its weight where something is
@@ -102,8 +102,8 @@ class DeferredLogits:
         if self.tensor is not None:
             return REPLAY[name](self.tensor, value)
         later = DeferredLogits(self.head, self.hidden, (*self.ops, (name, value)))
-        later.grad, later.autocast, later.version = self.grad, self.autocast, self.version
-        later.used = self.used
+        for field in ("used", "with_grad", "autocast", "version"):
+            setattr(later, field, getattr(self, field))
         return later
 
     def __mul__(self, other: Any) -> Any:
