@@ -8,6 +8,7 @@ import torch
 from families import VOCAB, assert_same_step, build, gradients, tokens
 from liger_hf.deferred import DeferredLogits, fold
 from torch import nn
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 
 HEAD = {"norms": False, "mlp": False, "rope": False}
@@ -96,6 +97,26 @@ def test_forward_of_another_library_is_named():
         "LlamaForCausalLM.forward was replaced already, by elsewhere.fast"
     ]
     assert [row.path for row in report.refused] == ["lm_head"]
+
+
+def scaled_loss(logits, labels, vocab_size, class_scale=None, **keywords):
+    logits = logits if class_scale is None else logits * class_scale
+    return ForCausalLMLoss(logits, labels, vocab_size, **keywords)
+
+
+def test_keywords_of_a_loss_of_the_user():
+    """A call with one of them is for the loss of the user."""
+    plain, patched = build("llama"), build("llama")
+    plain.loss_function = patched.loss_function = scaled_loss
+    report = liger_hf.apply(patched, **HEAD)
+    assert not report.refused
+    inputs = {"input_ids": tokens(), "labels": tokens()}
+    assert patched(**inputs).logits.tensor is None
+    inputs["class_scale"] = torch.linspace(0.5, 2.0, VOCAB)
+    expected = gradients(plain, lambda m: m(**inputs).loss)
+    assert_same_step(gradients(patched, lambda m: m(**inputs).loss), expected)
+    liger_hf.revert(patched)
+    assert patched.loss_function is scaled_loss
 
 
 def test_subclass_that_calls_the_inherited_forward():

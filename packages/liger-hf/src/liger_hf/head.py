@@ -8,6 +8,7 @@ a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks
 there are no logits in evaluation either, and `outputs.logits` is None.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -136,14 +137,20 @@ def _real(value: Any) -> Any:
 
 
 class LossPatch(Patch):
-    """ForCausalLMLoss of transformers, on deferred logits; others go to the loss from before."""
+    """ForCausalLMLoss of transformers, on deferred logits; others go to the loss from before.
 
-    __slots__ = ("before", "op")
+    Attributes:
+        before: the loss function of the model.
+        others: parameters that it names and we do not have; calls with one of these go to it.
+    """
+
+    __slots__ = ("before", "op", "others")
 
     def __init__(self, model: Any, row: Row, op: Callable[..., Tensor]):
         super().__init__(model, row, "loss_function")
         self.op = op
         self.before = model.loss_function
+        self.others = _parameters(self.before) - _parameters(self)
 
     def inner(self, *args: Any, **kwargs: Any) -> Any:
         return self.before(*args, **kwargs)
@@ -163,6 +170,7 @@ class LossPatch(Patch):
             isinstance(logits, DeferredLogits)
             and logits.tensor is None
             and logits.shape[-1] == vocab_size
+            and not any(name in self.others for name in kwargs)
         ):
             options = fold(logits.ops)
         if options is None:
@@ -179,6 +187,17 @@ class LossPatch(Patch):
             **options,
         )
         return logits.head(logits.hidden, compute)
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names that can be given as keywords; none where a signature cannot be had."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
 
 
 def targets(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: int) -> Tensor:
