@@ -6,7 +6,15 @@ import liger_hf
 import pytest
 import torch
 import zoo
-from families import VOCAB, assert_same_step, build, gradients, tokens
+from families import (
+    VOCAB,
+    assert_same_objects,
+    assert_same_step,
+    build,
+    gradients,
+    snapshot,
+    tokens,
+)
 from liger_hf.deferred import DeferredLogits
 from torch import nn
 from torch.func import functional_call
@@ -131,6 +139,42 @@ def test_lent_weights(kind):
     else:
         assert torch.equal(actual.logits, expected.logits)
     assert functional_call(patched, weights, (tokens(),)).logits.shape == (2, 9, VOCAB)
+
+
+def test_head_replaced_after_apply():
+    plain, patched = build("llama"), head_only()
+    before = snapshot(plain)[""]
+    for model in (plain, patched):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(70)
+    assert type(patched(**INPUTS).logits) is torch.Tensor
+    liger_hf.apply(patched, norms=False, mlp=False, rope=False)
+    assert isinstance(patched(**INPUTS).logits, DeferredLogits)
+    assert_same_step(gradients(patched, loss), gradients(plain, loss))
+    liger_hf.revert(patched)
+    assert vars(patched).keys() == before.keys()
+    assert patched.loss_function is plain.loss_function
+    assert type(patched(**INPUTS).logits) is torch.Tensor
+
+
+def test_patch_put_back_by_a_wrapper():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = build("llama")
+    before = snapshot(model)
+    for _ in range(2):
+        liger_hf.apply(model, norms=False, mlp=False, rope=False)
+        for module in (model, model.lm_head):
+            hooks.add_hook_to_module(module, hooks.ModelHook())
+        liger_hf.revert(model)
+        for module in (model, model.lm_head):
+            hooks.remove_hook_from_module(module)
+        assert type(model(**INPUTS).logits) is torch.Tensor
+    report = liger_hf.report(model, norms=False, mlp=False, rope=False)
+    assert not report.refused
+    liger_hf.apply(model, norms=False, mlp=False, rope=False)
+    assert isinstance(model(**INPUTS).logits, DeferredLogits)
+    liger_hf.revert(model)
+    assert_same_objects(model, before)
 
 
 def test_weights_that_are_loaded_for_one_call():

@@ -12,8 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .forms import TOLERANCE, load
 from .head import HeadPatch, LossPatch, ModelPatch, linear_op, targets
-from .patch import Patch, patches
 from .probe import difference, measured, normal
+from .replaced import Patch, leftover, patches
 from .reporting import Row
 from .window import observed, plain_heads
 
@@ -87,7 +87,7 @@ def _refusal_of_head(head: Any) -> str:
     """Why the logits of a head cannot be left out; or empty."""
     if type(head).forward is not nn.Linear.forward:
         return f"head is {type(head).__module__}.{type(head).__name__}, not a plain nn.Linear"
-    if "forward" in vars(head):
+    if "forward" in vars(head) and leftover(head) is None:
         return "its forward was replaced already, by another library"
     if not head.weight.is_floating_point():
         return f"weight is {head.weight.dtype}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .deferred import DeferredLogits, fold
-from .patch import Missing, Patch
+from .replaced import Missing, Patch
 from .reporting import Row
 from .window import deferring, opened
 
@@ -150,6 +150,10 @@ class LossPatch(Patch):
         super().__init__(model, row, "loss_function")
         self.op = op
         self.before = model.loss_function
+        # of a head that was replaced since
+        stale = getattr(self.before, "__self__", None)
+        if isinstance(stale, LossPatch):
+            self.before = stale.before
         self.others = _parameters(self.before) - _parameters(self)
 
     def inner(self, *args: Any, **kwargs: Any) -> Any:

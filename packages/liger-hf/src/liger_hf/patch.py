@@ -1,24 +1,13 @@
-"""Patch a model in place of its instances, and take the patch back.
-
-A `Patch` is one replaced attribute of one module instance. What replaces it stands in the
-instance's `__dict__`, where Python finds it before the class attribute, so no class and no module
-global is written, and parameters, submodules and state dict keys stay. A patch is an object rather
-than a closure, so that it follows its module through deepcopy, pickle and `torch.save`.
-
-Each patched module keeps its patches under `_liger_hf`. Another library may wrap a patched forward
-later (autocast wrappers of accelerate do); `revert` then leaves the wrapper alone and the patch
-inside it becomes a pass-through.
-"""
+"""Patch a model in place, layer by layer, and take the patches back. `replaced` has one patch."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
-from typing import Any
 
 from torch import nn
 
-from .reporting import Report, Row
+from .replaced import Missing, Patch, patches
+from .reporting import Report
 
 __all__ = [
     "Missing",
@@ -27,89 +16,16 @@ __all__ = [
     "applied",
     "apply",
     "explain",
+    "patches",
     "report",
     "revert",
 ]
 
-RECORD = "_liger_hf"
 _lock = threading.RLock()
 
 
 class NothingToReplace(ValueError):
     """`apply` found no layer that it could replace."""
-
-
-class Missing(Enum):
-    """The attribute was not on the instance. An Enum: copies and pickles keep its identity."""
-
-    MISSING = 0
-
-
-class Patch:
-    """A replacement of `module.<name>`.
-
-    Subclasses define `__call__`, each its own (torch.compile keeps compiled code per code object),
-    and pass on to `inner` while not active.
-
-    Attributes:
-        row: what the report says of it.
-        slot: the key of the module's `__dict__` that holds it; a property may choose another one.
-        original: what was there before.
-    """
-
-    __slots__ = ("active", "module", "name", "original", "row", "slot")
-
-    def __init__(self, module: nn.Module, row: Row, name: str = "forward"):
-        self.module = module
-        self.row = row
-        self.name = name
-        self.slot = ""
-        self.original: Any = Missing.MISSING
-        self.active = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def inner(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module would do without the patch."""
-        if self.original is Missing.MISSING:
-            return getattr(type(self.module), self.name)(self.module, *args, **kwargs)
-        return self.original(*args, **kwargs)
-
-    @property
-    def replacement(self) -> Callable[..., Any]:
-        """What stands in the module: a method, for which torch.compile looks at its code, so that
-        layers share what is compiled. Objects it tells apart, and compiles every layer anew.
-        """
-        return self.__call__
-
-    def install(self) -> None:
-        attributes = vars(self.module)
-        before, replacement = dict(attributes), self.replacement
-        setattr(self.module, self.name, replacement)
-        self.slot = next(key for key, value in attributes.items() if value is replacement)
-        self.original = before.get(self.slot, Missing.MISSING)
-        self.active = True
-        attributes.setdefault(RECORD, {})[self.slot] = self
-
-    def remove(self) -> None:
-        attributes = vars(self.module)
-        self.active = False
-        # equal, not the same: each access to a method makes another
-        if attributes.get(self.slot) == self.replacement:
-            if self.original is Missing.MISSING:
-                del attributes[self.slot]
-            else:
-                attributes[self.slot] = self.original
-        record = attributes.get(RECORD, {})
-        record.pop(self.slot, None)
-        if not record:
-            attributes.pop(RECORD, None)
-
-
-def patches(module: nn.Module) -> list[Patch]:
-    """The active patches of one module."""
-    return list(vars(module).get(RECORD, {}).values())
 
 
 def apply(
@@ -201,10 +117,9 @@ def applied(
     loss: bool = True,
 ) -> Iterator[Report]:
     """`apply` for the length of a `with` block. Patches that were there before it stay."""
+    flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
     with _lock:
-        result, installed = _apply(
-            model, {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
-        )
+        result, installed = _apply(model, flags)
     try:
         yield result
     finally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .patch import Patch
+from .replaced import Patch
 
 __all__ = ["Window", "deferring", "observed", "opened", "plain_heads"]
 
