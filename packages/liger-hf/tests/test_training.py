@@ -85,6 +85,16 @@ def test_layers_share_compiled_code(parts):
     assert counter.frame_count == len(parts)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict):
+    model = build("llama")
+    expected = model(tokens()).logits
+    liger_hf.apply(model)
+    exported = torch.export.export(model, (tokens(),), {"use_cache": False}, strict=strict)
+    actual = exported.module()(tokens(), use_cache=False).logits
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=1e-5)
+
+
 def test_generate():
     model = build("qwen3").eval()
     keywords = {"max_new_tokens": 6, "do_sample": False}

@@ -1,17 +1,19 @@
 """Head and loss: the model's own forward, with the logits left out.
 
-Three attributes are replaced. The head's forward returns deferred logits while it trains. The
-model's loss function gets them, calls the head once more and computes the linear loss inside that
-call, where the hooks of FSDP2 and ZeRO-3 have gathered the weight. The model's forward hands real
-logits to its caller unless a loss was computed: code that trains on `model(input_ids).logits` sees
-a tensor. With `skip_logits=True`, which Trainer passes where an evaluation asks for the loss alone,
-there are no logits in evaluation either, and `outputs.logits` is None.
+Three attributes are replaced. The head's forward returns deferred logits while it trains, to the
+forward of the model and nobody else. The model's loss function gets them, calls the head once more
+and computes the linear loss inside that call, where the hooks of FSDP2 and ZeRO-3 have gathered the
+weight. The model's forward hands real logits to its caller unless a loss was computed: code that
+trains on `model(input_ids).logits` sees a tensor. With `skip_logits=True`, which Trainer passes
+where an evaluation asks for the loss alone, there are no logits in evaluation either, and
+`outputs.logits` is None.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,6 +93,11 @@ class ModelPatch(Patch):
         if self.original is Missing.MISSING:
             return getattr(type(self.module), self.name).__get__(self.module)
         return self.original
+
+    @property
+    def __code__(self) -> CodeType:
+        """For torch.export, which names the forward that it exports by file and line."""
+        return type(self).__call__.__code__
 
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more
