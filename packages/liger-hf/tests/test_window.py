@@ -107,6 +107,19 @@ def test_compiled_in_parts():
         assert type(model.lm_head(torch.ones(2, 32))) is torch.Tensor
 
 
+def test_compiled_once():
+    """Windows that open and close, in compiled code and beside it, compile nothing anew."""
+    from torch._dynamo.testing import CompileCounter
+
+    model, counter = head_only(), CompileCounter()
+    torch._dynamo.reset()
+    run = torch.compile(model, backend=counter, fullgraph=True)
+    for _ in range(3):
+        run(**INPUTS)
+        model(**INPUTS)
+    assert counter.frame_count == 1
+
+
 class Doubled(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight

@@ -36,7 +36,9 @@ class _Thread(threading.local):
 
 
 class _Compiled:
-    window: Window | None = None
+    def __init__(self) -> None:
+        # there from the start: a guard that it is not would fail in the second call
+        self.window: Window | None = None
 
 
 _thread, _compiled = _Thread(), _Compiled()
