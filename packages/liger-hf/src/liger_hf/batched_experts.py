@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .forms import TOLERANCE, Verdict, closest, load
 from .mlp import LAYOUTS, PACKAGE, Form, forms
-from .patch import Patch
 from .probe import bare, difference, inputs, normal
+from .replaced import Patch
 from .reporting import Row
 
 __all__ = ["BatchedPatch", "probe"]

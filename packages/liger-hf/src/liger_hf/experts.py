@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from . import batched_experts
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .mlp import LAYOUTS, PACKAGE, Form, forms
-from .patch import Patch
 from .probe import bare, difference, fingerprint, normal
+from .replaced import Patch
 from .reporting import Row
 
 __all__ = ["EXPERTS"]

@@ -10,8 +10,8 @@ from .find_head import find_heads
 from .forms import Part, Verdict, load
 from .mlp import MLP
 from .norms import NORMS
-from .patch import Patch, patches
 from .probe import probing, reseed
+from .replaced import Patch, leftover, patches
 from .reporting import Row
 from .rotary import ROPE
 
@@ -47,23 +47,14 @@ def _walk(model: nn.Module, flags: dict[str, bool]) -> Iterator[tuple[Row, list[
                 yield replace(row, part="loss"), found
 
 
-def _replaced_by_others(module: nn.Module) -> bool:
-    """Whether the instance has a forward that is not ours. One of ours that was reverted is there
-    where a library that had wrapped it put it back; it passes on.
-    """
-    forward = vars(module).get("forward")
-    patch = getattr(forward, "__self__", forward)
-    left = isinstance(patch, Patch) and patch.module is module and not patch.active
-    return forward is not None and not left
-
-
 def _inspect(
     path: str, module: nn.Module, part: Part, seen: dict[object, Verdict]
 ) -> tuple[Row, list[Patch]]:
     row = Row(path, type(module).__name__, part=part.flag)
     for patch in patches(part.target(module)):
         return replace(patch.row, path=path), []
-    if _replaced_by_others(part.target(module)):
+    target = part.target(module)
+    if "forward" in vars(target) and leftover(target) is None:
         return replace(row, reason="its forward was replaced already, by another library"), []
     if load(part.package, part.op) is None:
         return replace(row, reason=f"pip install {part.package.replace('_', '-')}"), []

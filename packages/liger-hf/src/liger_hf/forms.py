@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .patch import Patch
 from .probe import measured
+from .replaced import Patch
 
 __all__ = ["TOLERANCE", "Part", "Verdict", "closest", "load"]
 

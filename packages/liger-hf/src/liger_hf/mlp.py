@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
-from .patch import Patch
 from .plain_linear import are_held, held, is_plain_linear
 from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
+from .replaced import Patch
 from .reporting import Row
 
 __all__ = ["LAYOUTS", "MLP", "Form", "forms"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
-from .patch import Patch
 from .probe import difference, fingerprint, inputs, normal, stand_in
+from .replaced import Patch
 from .reporting import Row
 
 __all__ = ["NORMS"]

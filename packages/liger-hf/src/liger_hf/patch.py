@@ -6,20 +6,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .replaced import Missing, Patch, patches
+from .replaced import Patch, patches
 from .reporting import Report
 
-__all__ = [
-    "Missing",
-    "NothingToReplace",
-    "Patch",
-    "applied",
-    "apply",
-    "explain",
-    "patches",
-    "report",
-    "revert",
-]
+__all__ = ["NothingToReplace", "applied", "apply", "explain", "report", "revert"]
 
 _lock = threading.RLock()
 

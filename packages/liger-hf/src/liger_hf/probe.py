@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .patch import RECORD
+from .replaced import RECORD
 
 __all__ = [
     "Same",

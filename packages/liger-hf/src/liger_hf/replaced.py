@@ -18,7 +18,7 @@ from torch import nn
 
 from .reporting import Row
 
-__all__ = ["Missing", "Patch", "leftover", "patches"]
+__all__ = ["RECORD", "Missing", "Patch", "leftover", "patches"]
 
 RECORD = "_liger_hf"
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from .forms import Part, Verdict, load
-from .patch import Patch
 from .probe import Same
 from .rebind import rebind
+from .replaced import Patch
 from .reporting import Row
 from .rotations import PACKAGE, Rotation, recognise
 

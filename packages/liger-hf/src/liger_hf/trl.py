@@ -25,7 +25,8 @@ from .deferred import DeferredLogits, fold
 from .find_head import language_models
 from .forms import load
 from .head import HeadPatch, ModelPatch, linear_op, targets
-from .patch import NothingToReplace, apply as apply_to_model, patches, report
+from .patch import NothingToReplace, apply as apply_to_model, report
+from .replaced import patches
 from .reporting import Report, Row
 from .window import plain_heads
 
