@@ -227,7 +227,7 @@ class RowNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, w, b, form):
-        w, b = (t if t is None else t.contiguous() for t in (w, b))
+        w, b = [t if t is None else t.contiguous() for t in (w, b)]
         y, s, mean, rstd = row_norm_fwd(x, residual, w, b, form)
         ctx.save_for_backward(x if s is None else s, w, b, mean, rstd)
         ctx.given = form, x.dtype, None if residual is None else residual.dtype
