@@ -271,3 +271,13 @@ def test_no_gradients_without_recording(monkeypatch):
     assert not calls
     linear_loss(function, x, W, target, linear_bias=b)
     assert calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_loss_without_statistics(dtype):
+    """Gradients are zero, not missing."""
+    (x, W, _), target = case(12, dtype=dtype)
+    loss, _ = linear_loss(lambda stats: (stats.log_probs.detach() * 0 + 1, ()), x, W, target)
+    loss.backward()
+    assert not x.grad.any()
+    assert not W.grad.any()

@@ -170,7 +170,10 @@ def _scaled(gs: Stats, scale: Tensor, grads: Sequence[Tensor | None]) -> tuple[S
     """`gs` by a power of two: `scale`, or less where they, those of a sum say, would reach 2^10,
     of which sums over classes may not fit fp16; `grads` of earlier chunks are brought to it.
     """
-    largest = torch.stack([g.abs().amax() for g in gs if g is not None]).amax()
+    given = [g.abs().amax() for g in gs if g is not None]
+    if not given:
+        return gs, scale
+    largest = torch.stack(given).amax()
     fits = torch.exp2(torch.floor(10.0 - torch.log2(largest.float())))
     less = torch.minimum(scale, fits)
     for t in grads:
