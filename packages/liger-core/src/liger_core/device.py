@@ -77,7 +77,7 @@ def _has_kernels(x: Tensor) -> bool:
         return _compiles(torch.cuda.get_device_properties(x.device))
     index = x.get_device()
     if index not in _TRITON:
-        _TRITON[index] = device_info(x.device).triton
+        _TRITON[index] = _compiles(torch.cuda.get_device_properties(index))
     return _TRITON[index]
 
 
