@@ -95,6 +95,7 @@ TOP_K_ERRORS = (
     (replace(target_ids=lambda a: a["target_ids"].float()), TypeError, "int64 or int32"),
     (replace(target_ids=lambda a: a["target_ids"].to("meta")), ValueError, "target_ids on"),
     (replace(target_ids=lambda a: None), ValueError, "give teacher_input"),
+    (replace(teacher_weight=lambda a: a["student_weight"]), ValueError, "give teacher_input"),
     (replace(target_log_probs=lambda a: a["target_ids"]), TypeError, "floating point"),
     (
         replace(target_log_probs=lambda a: a["target_log_probs"].requires_grad_()),

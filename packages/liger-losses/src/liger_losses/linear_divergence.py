@@ -162,9 +162,13 @@ def linear_kl_div(
         )
     kind = "kl" if direction == "forward" else "reverse_kl"
     how = Divergence(kind, 0.5, True, float(temperature), True, ignore_index)
-    listed = target_log_probs is not None and target_ids is not None
-    if listed == (teacher_input is not None and teacher_weight is not None) or (
-        listed and (direction, teacher_bias) != ("forward", None)
+    head, entries = (teacher_input, teacher_weight), (target_log_probs, target_ids)
+    listed = teacher_input is None
+    left_out, given = (head, entries) if listed else (entries, head)
+    if (
+        any(t is not None for t in left_out)
+        or any(t is None for t in given)
+        or (listed and (direction, teacher_bias) != ("forward", None))
     ):
         raise ValueError(
             "linear_kl_div: give teacher_input and teacher_weight, or target_log_probs and "
