@@ -49,9 +49,10 @@ def opened(entry: Any, left_out: bool = False) -> Iterator[None]:
     """The head that `entry` is, or holds, may defer its logits inside the `with` block."""
     compiling = torch.compiler.is_compiling()
     before = _compiled.window if compiling else _thread.window
-    _compiled.window = Window(entry, left_out)
+    # one object for both: read back from the shared one, it might be another thread's
+    _compiled.window = window = Window(entry, left_out)
     if not compiling:
-        _thread.window = _compiled.window
+        _thread.window = window
     try:
         yield
     finally:

@@ -200,7 +200,8 @@ def group_norm(
         The shape and dtype of x, contiguous; formed in fp32 (fp64 for float64) and rounded once.
 
     Peak memory: y and dx, 8 bytes a group of a sample for mean and rstd, and for each of weight and
-    bias 4 C bytes a sample, once for every 4096 positions.
+    bias 4 C bytes a sample, once for every 4096 positions; of larger groups 12 bytes for every 4096
+    elements.
 
     Raises:
         ValueError: shapes that do not fit, a `num_groups` that does not divide C, a negative eps,
