@@ -28,6 +28,10 @@ TRITON = sys.platform == "linux"
 # many small tests: processes help, threads of torch beside them do not
 PYTEST = ["pytest", "-m", "not gpu", "-n", "2"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# The table is of the newest transformers; the oldest computes logits at no mask of positions, and
+# its experts do not compile on a CPU.
+NEWER = "table_is_current or parameters_are_not_read or packed_tokens_of_a_mask or compiled_model"
+OLDEST = ["-k", f"not ({NEWER})"]
 
 
 @nox.session
@@ -49,13 +53,15 @@ def test(session: nox.Session) -> None:
     """All that a CPU can check: kernels interpreted and compiled, the PyTorch path, the tree."""
     suites, options = _suites(session)
     _install(session, *_groups("test"), "pyproject.toml:test")
+    if TRITON:
+        # not interpreted yet: for torch.compile, which traces kernels
+        session.install("liger-core[triton]")
     command = [*PYTEST, *options, *suites]
     session.run(*command, *([] if session.posargs else ["tests"]), env=ONE_THREAD)
     if not TRITON:
         return
     launches = Path(session.create_tmp(), "launches.json")
     launches.unlink(missing_ok=True)
-    session.install("liger-core[triton]")
     env = ONE_THREAD | {"TRITON_INTERPRET": "1"}
     # the kernels in the tests of liger-core are toys, which nobody ships and compiles
     toys = [suite for suite in suites if "liger-core" in suite]
@@ -74,9 +80,7 @@ def oldest(session: nox.Session) -> None:
     compiled for the shapes of the benchmarks, models patched.
     """
     _install(session, *_groups("test"))
-    versions = _oldest("liger-core", "triton"), _oldest("liger-hf", "transformers")
-    # that Triton's interpreter reads numbers as NumPy 2.4 forbids; constraints name newer versions
-    session.install(*versions, "numpy<2.4", env={"PIP_CONSTRAINT": None})
+    _install_oldest(session, _oldest("liger-core", "triton"))
     kernels = [f"packages/{p}/tests" for p in PACKAGES if p not in ("liger-compat", "liger-core")]
     launches = Path(session.create_tmp(), "launches.json")
     launches.unlink(missing_ok=True)
@@ -85,12 +89,18 @@ def oldest(session: nox.Session) -> None:
     # registers are for newer compilers to divide
     check = ["-m", "liger_core.testing.compile_check", "--spilled", "16", str(launches)]
     session.run("python", *check)
-    # the table is of the newest transformers; the oldest computes logits at no mask of positions,
-    # and its experts do not compile on a CPU
-    newer = (
-        "table_is_current or parameters_are_not_read or packed_tokens_of_a_mask or compiled_model"
-    )
-    session.run(*PYTEST, "-k", f"not ({newer})", "packages/liger-hf/tests", env=ONE_THREAD)
+    session.run(*PYTEST, *OLDEST, "packages/liger-hf/tests", env=ONE_THREAD)
+
+
+@nox.session
+def oldest_torch(session: nox.Session) -> None:
+    """The oldest torch too: all that a CPU can check but the kernels' results. PyPI has that torch
+    for CUDA alone, which is gigabytes, so this is no session of every change.
+    """
+    suites, options = _suites(session)
+    _install(session, *_groups("test"))
+    _install_oldest(session, _oldest("liger-core", "torch"))
+    session.run(*PYTEST, *OLDEST, *options, *suites, env=ONE_THREAD)
 
 
 @nox.session
@@ -202,6 +212,13 @@ def _oldest(package: str, needed: str) -> str:
     bounds = itertools.chain(project["dependencies"], *extras)
     (bound,) = (re.match(r"[^,;]*", b)[0] for b in bounds if re.match(rf"{needed}\b", b))
     return bound.replace(">=", "==") + ".*"
+
+
+def _install_oldest(session: nox.Session, *versions: str) -> None:
+    """These and the oldest transformers, whatever constraints say."""
+    # that Triton's interpreter reads numbers as NumPy 2.4 forbids
+    versions = *versions, _oldest("liger-hf", "transformers"), "numpy<2.4"
+    session.install(*versions, env={"PIP_CONSTRAINT": None})
 
 
 def _third_party() -> set[str]:

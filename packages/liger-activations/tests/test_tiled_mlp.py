@@ -66,6 +66,8 @@ class TestOps(OpSuite):
                 "edge_wide": "the MLP is the caller's",
                 "batch_invariance": "the matrix products are PyTorch's",
                 "bench_launches": "no kernels of its own",
+                "compile_traces_kernels": "no kernels of its own",
+                "compile_traces_dynamic_shapes": "no kernels of its own",
                 "large_offsets": "no kernels of its own",
                 "huge": "no kernels of its own",
                 "peak": "test_memory has a bound, the tensors of a tile are the caller's",

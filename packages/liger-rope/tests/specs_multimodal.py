@@ -63,7 +63,7 @@ SPECS = [
             "q": new.normal(*shape),
             **common.tables(new, 3, shape[0], 8),
         },
-        shapes=((3, 2, 16), (0, 2, 16), (1, 1, 16)),
+        shapes=((5, 2, 16), (0, 2, 16), (1, 1, 16)),
         options=({"sections": (2, 3, 3)}, {"sections": (4, 2, 2), "interleaved": True}),
         dtypes=(torch.float32,),
         huge=(120_001, 300, 64),

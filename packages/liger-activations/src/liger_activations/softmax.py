@@ -17,7 +17,7 @@ sum.
 import torch
 from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
-from liger_core.kernels import as_rows, ceil_div, power_of_2
+from liger_core.kernels import as_rows, ceil_div, power_of_2, specialize
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -215,6 +215,7 @@ def softmax(x: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Te
     if not use_kernels(x):
         return softmax_ref(x, dim, dtype=dtype)
     dtype = x.dtype if dtype is None else dtype
+    specialize(x.shape[dim])
     if dim in (-1, x.ndim - 1):
         return SoftmaxFunction.apply(x, dtype)
     return SoftmaxFunction.apply(x.movedim(dim, -1), dtype).movedim(-1, dim)

@@ -23,7 +23,7 @@ doi:10.1007/BF00938486.
 import torch
 from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
-from liger_core.kernels import as_rows, ceil_div, power_of_2
+from liger_core.kernels import as_rows, ceil_div, power_of_2, specialize
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -270,6 +270,7 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
     _check(x, dim)
     if not use_kernels(x):
         return sparsemax_ref(x, dim)
+    specialize(x.shape[dim])
     if dim in (-1, x.ndim - 1):
         return SparsemaxFunction.apply(x)
     return SparsemaxFunction.apply(x.movedim(dim, -1)).movedim(-1, dim)

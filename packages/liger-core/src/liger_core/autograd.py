@@ -13,7 +13,8 @@ __all__ = ["autocast", "autocast_dtype", "once_differentiable"]
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """That of linear layers on a type of device, None without autocast; meta tensors know none."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # `is_autocast_available` would ask for less knowledge, but torch 2.11 cannot trace it
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 

@@ -8,8 +8,16 @@ from .lang import tl, triton
 from .launch import launch
 
 __all__ = [
-    "as_rows", "ceil_div", "column_sum", "log2", "power_of_2", "scale_", "sum_partials", "tanh",
-]  # fmt: skip
+    "as_rows",
+    "ceil_div",
+    "column_sum",
+    "log2",
+    "power_of_2",
+    "scale_",
+    "specialize",
+    "sum_partials",
+    "tanh",
+]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -20,6 +28,14 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least n, 1 for n < 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def specialize(*sizes: int) -> None:
+    """Make constants of traced sizes. A size that chooses the tiles of a kernel becomes one anyway,
+    but torch 2.11 cannot trace an autograd function in which it does.
+    """
+    for size in sizes:
+        size.bit_length()
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,9 @@ def _wrapped(module: nn.Module, patch: Patch) -> bool:
     the device only while it runs.
     """
     forward = vars(module).get("forward")
-    return forward is not None and getattr(forward, "__self__", None) is not patch
+    # `getattr(forward, "__self__", None)` is None in what torch 2.11 compiles
+    ours = isinstance(forward, MethodType) and forward.__self__ is patch
+    return forward is not None and not ours
 
 
 def _stays(head: Any) -> bool:

@@ -63,7 +63,8 @@ def divergence_fwd_torch(
     loss = _terms_torch(x, p, how)[0].sum(-1)
     if dx is not None and g is not None:
         divergence_bwd_torch(x, p, labels, how, dx, g)
-    return loss if labels is None else loss.masked_fill_(labels == how.ignore_index, 0.0)
+    # not in place: Dynamo of torch 2.11 loses the gradient of a result that is also an intermediate
+    return loss if labels is None else loss.masked_fill(labels == how.ignore_index, 0.0)
 
 
 def divergence_bwd_torch(

@@ -1,6 +1,7 @@
 """Checks of arguments that all row norms share."""
 
 import torch
+from liger_core.kernels import specialize
 from torch import Tensor
 
 __all__ = ["check", "check_form", "eps_of"]
@@ -22,6 +23,7 @@ def check(
     """Raise the errors that all row norms document; `weights` are [N]."""
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"{name}: x {tuple(x.shape)} must be [..., N], N > 0")
+    specialize(x.shape[-1])
     if not x.is_floating_point():
         raise TypeError(f"{name}: x {x.dtype} must be floating point")
     for key, w in weights.items():

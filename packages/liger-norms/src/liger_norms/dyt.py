@@ -16,7 +16,7 @@ Source: Zhu et al. 2025, arXiv:2503.10622.
 import torch
 from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
-from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials, tanh
+from liger_core.kernels import as_rows, ceil_div, power_of_2, specialize, sum_partials, tanh
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -235,6 +235,7 @@ def dyt(x: Tensor, alpha: Tensor, weight: Tensor | None, bias: Tensor | None = N
 def _check(x: Tensor, alpha: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"dyt: x {tuple(x.shape)} must be [..., N], N > 0")
+    specialize(x.shape[-1])
     if alpha.ndim > 1 or alpha.numel() != 1:
         raise ValueError(f"dyt: alpha {tuple(alpha.shape)} must be [1] or []")
     for name, t in (("x", x), ("alpha", alpha), ("weight", weight), ("bias", bias)):

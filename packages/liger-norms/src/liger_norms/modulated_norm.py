@@ -167,8 +167,9 @@ def _check_modulation(name: str, x: Tensor, scale: Tensor, shift: Tensor | None)
         if t is None:
             continue
         fits = 1 <= t.ndim <= x.ndim and t.shape[-1] == x.shape[-1]
+        # no `n in (1, size)`, which Dynamo gets wrong of traced sizes
         if not fits or any(
-            n not in (1, size) for n, size in zip(_spread(t, x).shape, x.shape, strict=True)
+            n != 1 and n != size for n, size in zip(_spread(t, x).shape, x.shape, strict=True)
         ):
             raise ValueError(
                 f"{name}: {key} {tuple(t.shape)} must be [N], [B, N] or broadcast to x "

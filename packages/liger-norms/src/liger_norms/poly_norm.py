@@ -20,7 +20,7 @@ Source: Zhuo et al. 2024, arXiv:2411.03884.
 import torch
 from liger_core.autograd import once_differentiable
 from liger_core.device import num_sms, use_kernels
-from liger_core.kernels import as_rows, ceil_div, power_of_2, sum_partials
+from liger_core.kernels import as_rows, ceil_div, power_of_2, specialize, sum_partials
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -226,9 +226,8 @@ class PolyNormFunction(torch.autograd.Function):
             return dx, None, None, None
         shape, dtype = ctx.bias
         totals = sum_partials(sums, weight.dtype if weight.dtype == dtype else sums.dtype)
-        dw = totals[:3].to(weight.dtype) if need_dw else None
         db = totals[3].to(dtype).view(shape) if need_db else None
-        return dx, dw, db, None
+        return dx, totals[:3].to(weight.dtype) if need_dw else None, db, None
 
 
 def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -245,7 +244,7 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Ten
         [..., N] in the dtype of x, formed in fp32 (fp64 for float64) and rounded once. In fp32 the
         square of x^3 is finite for |x| < 2.6e6.
 
-        Peak memory: y and dx, 2 M N itemsize bytes for M rows, and 12 bytes a row.
+    Peak memory: y and dx, 2 M N itemsize bytes for M rows, and 12 bytes a row.
 
     Raises:
         ValueError: shapes that do not fit, a negative eps, tensors on different devices.
@@ -262,6 +261,7 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Ten
 def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"poly_norm: x {tuple(x.shape)} must be [..., N], N > 0")
+    specialize(x.shape[-1])
     if weight.shape != (3,) or bias.ndim > 1 or bias.numel() != 1:
         shapes = f"{tuple(weight.shape)} and bias {tuple(bias.shape)}"
         raise ValueError(f"poly_norm: weight {shapes} must be [3] and [1]")

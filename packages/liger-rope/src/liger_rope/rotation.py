@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 from liger_core.autograd import once_differentiable
-from liger_core.kernels import power_of_2
+from liger_core.kernels import power_of_2, specialize
 from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
@@ -287,6 +287,9 @@ def rotate(
         one, other = None if k is None else k.unsqueeze(0), head_dim + 1
         q, k = rotate(q.unsqueeze(0), one, cos, sin, position_ids, other, rotation)
         return q.squeeze(0), None if k is None else k.squeeze(0)
+    specialize(q.shape[head_dim], q.shape[-1], cos.shape[-1])
+    if k is not None:
+        specialize(k.shape[head_dim])
     tables = [cos] if sin is None else [cos, sin]
     if position_ids is not None:
         tables.append(position_ids if position_ids.ndim == 2 else position_ids.unsqueeze(0))

@@ -6,12 +6,14 @@ import re
 import pytest
 import torch
 
+from ..lang import HAS_TRITON
 from . import launches, poison
 from .interpreter import interpreting, program_order
 from .numerics import same_bits
 from .running import Case, check_values, evaluate, leaves, noise_like, tensors_of
 from .selection import per_option, per_spec
 from .spec import HALF, OpSpec
+from .tracing import traced_kernels
 
 __all__ = ["Contracts"]
 
@@ -175,6 +177,28 @@ class Contracts:
             check_values(
                 other, inputs, evaluate(compiled, inputs, case.options, case.spec.grad), " compiled"
             )
+
+    @per_option
+    def test_compile_traces_kernels(self, case: Case) -> None:
+        """torch.compile(fullgraph=True) traces what a GPU would run, forward and backward."""
+        _assert_traced(case, dynamic=False)
+
+    @per_spec
+    def test_compile_traces_dynamic_shapes(self, spec: OpSpec) -> None:
+        """It does so where all sizes are symbols; those of 0 and 1 never are."""
+        for shape in spec.shapes:
+            if min(shape) > 1:
+                case = Case(spec, shape, spec.options[0], spec.dtypes[0])
+                _assert_traced(case, dynamic=True)
+
+
+def _assert_traced(case: Case, dynamic: bool) -> None:
+    if interpreting() or not HAS_TRITON:
+        pytest.skip("Triton's kernels are traced, not interpreted ones")
+    case = case.without_inplace()
+    args, _ = leaves(case.inputs(), case.spec.grad, case.options)
+    found = traced_kernels(case.spec.op, dynamic, **args, **case.options)
+    assert found, f"the graph of {case} has no kernel"
 
 
 def _forward(case: Case) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
