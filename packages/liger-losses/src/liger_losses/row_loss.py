@@ -153,13 +153,11 @@ def _row_loss_fwd_kernel(
         # last tile first: it is the one most likely still in the cache
         cols = _columns(BLOCK_V)
         last = (V - 1) // BLOCK_V * BLOCK_V
-        ahead = _tile(X, last, V, BLOCK_V, PAIRS)
         for back in range(0, V, BLOCK_V):
-            x = ahead
-            ahead = _tile(X, last - back - BLOCK_V, V, BLOCK_V, PAIRS)
-            x = _values(x, acc, BLOCK_V, PAIRS)
+            start = last - back
+            x = _values(_tile(X, start, V, BLOCK_V, PAIRS), acc, BLOCK_V, PAIRS)
             _gradient(
-                x, WEIGHT, DX, last - back, cols, lse, k, smooth, g, V, label_smoothing, softcap,
+                x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing, softcap,
                 logit_scale,
             )  # fmt: skip
         tl.debug_barrier()
@@ -207,15 +205,18 @@ def _row_loss_bwd_kernel(
     tl.store(DX + target, dx_t.to(DX.dtype.element_ty), mask=here)
 
 
-def _config(V: int, gradient: bool) -> tuple[int, int]:
-    """(columns, warps) of a tile of the forward.
+def _config(V: int, gradient: bool, spare: bool) -> tuple[int, int]:
+    """(columns, warps) of a tile of the forward; `spare` registers leave room for larger ones.
 
     With the gradient a program reads its row twice: few, large programs keep the rows in flight
-    within the cache.
+    within the cache. Of the widest rows a multiprocessor holds one, so that nothing loads while it
+    adds up: the larger the tile, the rarer that is.
     """
-    widest = 4096 if not gradient else 8192 if V <= 65536 else 16384
+    widest = 4096
+    if gradient and V > 16384:
+        widest = 8192 if V <= 65536 else 32768 if spare else 16384
     block_v = min(max(power_of_2(V), 256), widest)
-    return block_v, max(block_v // 512, 4)
+    return block_v, min(max(block_v // 512, 4), 32)
 
 
 def _runtime(settings: Settings) -> tuple[float | None, ...]:
@@ -247,13 +248,14 @@ def row_loss_fwd(
     acc = torch.promote_types(x.dtype, torch.float32)
     rows = empty_rows(M, x, metrics, by_probability)
     if M:
-        block_v, warps = _config(V, dx is not None)
+        pairs = _in_pairs(x)
+        block_v, warps = _config(V, dx is not None, pairs and weight is None and not metrics)
         launch(
             _row_loss_fwd_kernel, (M,),
             x, target, weight, _mean(weight, acc), *rows, dx, g,
             x.stride(0), 0 if dx is None else dx.stride(0), _stride(g), V, *_runtime(settings),
             num_warps=warps, BY_PROBABILITY=by_probability and dx is not None, BLOCK_V=block_v,
-            PAIRS=_in_pairs(x),
+            PAIRS=pairs,
         )  # fmt: skip
     return rows
 
@@ -267,7 +269,7 @@ def row_loss_bwd(
         return row_loss_bwd_torch(x, target, weight, settings, rows, dx, g)
     M, V = x.shape
     if M:
-        block_v = _config(V, False)[0]
+        block_v = _config(V, False, False)[0]
         launch(
             _row_loss_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, weight, _mean(weight, rows.lse.dtype), rows.lse, rows.rest, dx, g,
