@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .forms import TOLERANCE, Verdict, closest, load
 from .mlp import LAYOUTS, PACKAGE, Form, forms
+from .plain_linear import are_held, held
 from .probe import bare, difference, inputs, normal
 from .replaced import Patch
 from .reporting import Row
@@ -21,7 +22,7 @@ __all__ = ["BatchedPatch", "probe"]
 
 
 class BatchedPatch(Patch):
-    __slots__ = ("down", "form", "gate_up", "op")
+    __slots__ = ("down", "form", "gate_up", "op", "skipped")
 
     def __init__(
         self, module: nn.Module, row: Row, op: Callable[..., Tensor], form: Form,
@@ -29,9 +30,10 @@ class BatchedPatch(Patch):
     ):  # fmt: skip
         super().__init__(module, row)
         self.op, self.form, self.gate_up, self.down = op, form, gate_up, down
+        self.skipped = held(module, ())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.active or len(args) + len(kwargs) != 1:
+        if not self.active or len(args) + len(kwargs) != 1 or not are_held(self.skipped):
             return self.inner(*args, **kwargs)
         (x,) = (*args, *kwargs.values())
         gate_up, down = getattr(self.module, self.gate_up), getattr(self.module, self.down)

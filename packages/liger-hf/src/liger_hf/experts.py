@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import batched_experts
 from .forms import TOLERANCE, Part, Verdict, closest, load
 from .mlp import LAYOUTS, PACKAGE, Form, forms
+from .plain_linear import are_held, held
 from .probe import bare, difference, fingerprint, normal
 from .replaced import Patch
 from .reporting import Row
@@ -23,18 +24,20 @@ __all__ = ["EXPERTS"]
 
 
 class GatePatch(Patch):
-    """`name` is `_apply_gate` of the experts, or forward of their activation."""
+    """`name` is `_apply_gate` of the experts, or forward of their activation; `skipped` is asked in
+    each call, as in an MLP.
+    """
 
-    __slots__ = ("form", "op")
+    __slots__ = ("form", "op", "skipped")
 
     def __init__(
         self, module: nn.Module, row: Row, name: str, op: Callable[..., Tensor], form: Form
     ):
         super().__init__(module, row, name)
-        self.op, self.form = op, form
+        self.op, self.form, self.skipped = op, form, held(module, ())
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.active:
+        if not self.active or not are_held(self.skipped):
             return self.inner(x)
         return self.form(self.op, self.module, x)
 
