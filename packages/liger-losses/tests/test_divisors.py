@@ -48,6 +48,13 @@ def test_two_numbers(loss):
         loss(*case(), torch.ones(2, device=device()))
 
 
+@each_loss
+def test_zero(loss):
+    """As PyTorch divides: a step that goes on with it is skipped by loss scaling, or seen."""
+    assert loss(*case(), 0).item() == float("inf")
+    assert loss(*case(), torch.zeros((), device=device())).item() == float("inf")
+
+
 @pytest.mark.parametrize("op", [cross_entropy, linear_cross_entropy])
 def test_class_weight_that_requires_a_gradient(op):
     x, W, y = case()

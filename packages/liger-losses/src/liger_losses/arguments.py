@@ -1,14 +1,17 @@
 """What the losses of this package check in their arguments and make of them."""
 
+import math
+
 import torch
 from liger_core.debug import debugging
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .row_loss import Settings
 
 __all__ = [
-    "check_frozen", "check_head", "check_loss", "check_range", "check_target", "is_static",
-    "mean_scale",
+    "check_frozen", "check_head", "check_loss", "check_range", "check_tangents", "check_target",
+    "is_static", "mean_scale",
 ]  # fmt: skip
 
 
@@ -34,7 +37,9 @@ def mean_scale(
             raise ValueError(f"normalizer {tuple(normalizer.shape)} must be one number")
         n = normalizer.detach().to(device=target.device, dtype=dtype)
         return n.reshape(()).reciprocal()
-    return torch.full((), 1.0 / normalizer, dtype=dtype, device=target.device)
+    # as PyTorch divides
+    scale = 1.0 / normalizer if normalizer else math.inf
+    return torch.full((), scale, dtype=dtype, device=target.device)
 
 
 def is_static(x: Tensor) -> bool:
@@ -44,6 +49,7 @@ def is_static(x: Tensor) -> bool:
 
 def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | None) -> None:
     """Raises where hidden states, head and targets do not fit each other."""
+    check_tangents(name, input, W, b)
     shapes = [tuple(t.shape) for t in (input, W, target)]
     if input.ndim < 1 or W.ndim != 2 or shapes[0] != (*shapes[2], shapes[1][1]):
         raise ValueError(
@@ -59,6 +65,14 @@ def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | 
             raise kind(f"{name}: input is {input.dtype} on {input.device}, {there}")
     if not input.is_floating_point():
         raise TypeError(f"{name}: input {input.dtype} must be floating point")
+
+
+def check_tangents(name: str, *tensors: Tensor | None) -> None:
+    """Raises for dual tensors, since the operators of linear heads would drop their tangents."""
+    if torch.compiler.is_compiling():
+        return
+    if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(f"{name} has no forward-mode differentiation")
 
 
 def check_target(
