@@ -79,7 +79,9 @@ def test_command_line(tmp_path):
     assert result.returncode == 1
     assert "int32_address: int32 product reaches an address" in result.stdout
     assert "4x on gfx942, sm_100, sm_80, sm_90" in result.stdout
-    assert result.stdout.splitlines()[-1].startswith("2 specialisations (1 listed) x 4 targets")
+    assert result.stdout.splitlines()[-1].startswith(
+        "2 specialisations (1 listed), compiled 5 times"
+    )
 
 
 def test_nothing_to_look_at_is_a_failure(tmp_path):
@@ -113,6 +115,16 @@ def test_tile_that_each_thread_has():
 def test_spills_that_are_allowed():
     spilling = entry("clean", listed=True, BLOCK=65536)
     assert not compile_check.check(spilling, "sm_90", spilled=10**6)
+
+
+def test_targets():
+    """Each gets its share of what is compiled for one, and all get the benchmarks' shapes."""
+    entries = [entry("clean", BLOCK=2**n) for n in range(40)]
+    chosen = [compile_check.targets(e) for e in entries]
+    assert {len(names) for names in chosen} == {1}
+    every = compile_check.targets(entries[0], every=True)
+    assert {name for (name,) in chosen} == set(every)
+    assert compile_check.targets(entry("clean", listed=True, BLOCK=1)) == every
 
 
 def run(manifest, **env):

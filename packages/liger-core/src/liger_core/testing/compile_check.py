@@ -3,10 +3,11 @@
     python -m liger_core.testing.compile_check launches.json [more.json ...]
 
 The Triton wheel carries all compilers; no driver and no GPU is needed, but TRITON_INTERPRET must be
-unset. For each of the targets a specialisation must compile, fit the shared memory and the threads
-of a block, and hold none of the patterns of `ttir.py`; at listed shapes (the benchmarks') it must
-not spill registers either, nor hold what `layouts.py` finds. A number that cannot be read is a
-finding, as is an empty manifest. The exit code is 1 if there are findings.
+unset. A specialisation must compile, fit the shared memory and the threads of a block, and hold
+none of the patterns of `ttir.py`, for one of the targets, or with --every for each. At listed
+shapes (the benchmarks') it is always each, and it must not spill registers either, nor hold what
+`layouts.py` finds. A number that cannot be read is a finding, as is an empty manifest. The exit
+code is 1 if there are findings.
 """
 
 import argparse
@@ -14,12 +15,10 @@ import importlib
 import importlib.util
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
+import zlib
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -27,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from .layouts import crowded
+from .spills import SPILLS
 from .ttir import findings
 
-__all__ = ["check", "main", "select"]
+__all__ = ["check", "main", "select", "targets"]
 
 Entry = dict[str, Any]
 
@@ -85,7 +85,7 @@ def check(entry: Entry, target: str, spilled: int = 0) -> list[str]:
             problems.append(f"{compiled.metadata.num_warps * warp} threads of {MAX_THREADS}")
         if entry["listed"]:
             problems += crowded(compiled.asm["ttgir"])
-            spills = _cuda_spills(compiled) if backend == "cuda" else _hip_spills(compiled)
+            spills = SPILLS[backend](compiled)
             problems += [f"spills {spills} bytes"] if spills > spilled else []
     except Exception as error:
         # whatever the compiler raises is a finding
@@ -149,50 +149,15 @@ def _constant(value: Any) -> Any:
     return tl.dtype(value["dtype"]) if isinstance(value, dict) else value
 
 
-def _cuda_spills(compiled: Any) -> int:
-    """Bytes spilled: 0 without a stack frame, else what ptxas says."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _run(tools / "cuobjdump", "--dump-resource-usage", cubin)
-        frame = re.search(r"\bSTACK:(\d+)", usage)
-        if not frame:
-            raise RuntimeError(f"cuobjdump shows no stack size: {usage[:80]!r}")
-        if frame[1] == "0":
-            return 0
-        ptx.write_text(compiled.asm["ptx"])
-        arch = re.search(r"^\.target\s+(\w+)", compiled.asm["ptx"], re.MULTILINE)
-        # which of the two accepts this PTX version differs between Triton releases
-        for tool in ("ptxas", "ptxas-blackwell"):
-            report = _run(
-                tools / tool, "-v", f"--gpu-name={arch[1] if arch else ''}", ptx, "-o", os.devnull
-            )
-            spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-            if spills:
-                return int(spills[1]) + int(spills[2])
-    raise RuntimeError(f"ptxas does not report spills; the stack has {frame[1]} bytes")
+def targets(entry: Entry, every: bool = False) -> list[str]:
+    """Where it is compiled: at listed shapes everywhere, else for a target that its code draws."""
+    if every or entry["listed"]:
+        return list(TARGETS)
+    return [list(TARGETS)[zlib.crc32(_group(entry).encode()) % len(TARGETS)]]
 
 
-def _run(*command: Any) -> str:
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-    return result.stdout + result.stderr
-
-
-def _hip_spills(compiled: Any) -> int:
-    counts = []
-    for key in ("vgpr_spill_count", "private_segment_fixed_size"):
-        found = re.search(rf"\.{key}:\s+(\d+)", compiled.asm["amdgcn"])
-        if not found:
-            raise RuntimeError(f"the assembly shows no {key}")
-        counts.append(int(found[1]))
-    return max(counts[0] * 4, counts[1])
-
-
-def _check_all(entry: Entry, spilled: int) -> list[tuple[str, str]]:
-    return [(target, problem) for target in TARGETS for problem in check(entry, target, spilled)]
+def _check_all(entry: Entry, every: bool, spilled: int) -> list[tuple[str, str]]:
+    return [(t, problem) for t in targets(entry, every) for problem in check(entry, t, spilled)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -206,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--spilled", type=int, default=0, help="bytes that a listed shape may spill (default 0)"
     )
+    parser.add_argument("--every", action="store_true", help="every target, at any shape")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes"):
         parser.error("unset TRITON_INTERPRET: an interpreted kernel cannot be compiled")
@@ -216,21 +182,20 @@ def main(arguments: list[str] | None = None) -> int:
     entries = select([entry for path in options.manifest for entry in json.loads(path.read_text())])
     table: dict[tuple[str, str], list[tuple[Entry, str]]] = defaultdict(list)
     with ProcessPoolExecutor(options.jobs) as pool:
-        checked = pool.map(partial(_check_all, spilled=options.spilled), entries, chunksize=4)
+        run = partial(_check_all, every=options.every, spilled=options.spilled)
+        checked = pool.map(run, entries, chunksize=4)
         for entry, found in zip(entries, checked, strict=True):
             for target, problem in found:
                 table[entry["name"], problem].append((entry, target))
     for (name, problem), where in sorted(table.items(), key=lambda item: item[0]):
-        targets = sorted({target for _, target in where})
-        print(
-            f"{name}: {problem}\n"
-            f"    {len(where)}x on {', '.join(targets)}, e.g. {_describe(where[0][0])}"
-        )
+        on = ", ".join(sorted({target for _, target in where}))
+        print(f"{name}: {problem}\n    {len(where)}x on {on}, e.g. {_describe(where[0][0])}")
     listed = sum(entry["listed"] for entry in entries)
+    compiled = sum(len(targets(entry, options.every)) for entry in entries)
     seconds = time.perf_counter() - start
     print(
-        f"{len(entries)} specialisations ({listed} listed) x {len(TARGETS)} targets "
-        f"in {seconds:.0f} s: {len(table) or 'no'} findings"
+        f"{len(entries)} specialisations ({listed} listed), compiled {compiled} times for "
+        f"{len(TARGETS)} targets in {seconds:.0f} s: {len(table) or 'no'} findings"
     )
     if not entries:
         print(
