@@ -1,5 +1,6 @@
 """What gated linear units check in their arguments and make of them."""
 
+from liger_core.kernels import specialize
 from torch import Tensor
 
 from .pointwise import ACTIVATIONS
@@ -19,7 +20,9 @@ def glu_options(
     name: str, gate: Tensor, up: Tensor | None, activation: str, layout: str, alpha: float,
     limit: float | None, up_offset: float, clamp: str,
 ) -> Options:  # fmt: skip
-    """Raises where arguments of `name` do not fit each other."""
+    """Raises where arguments of `name` do not fit each other. A traced width of two halves is a
+    constant from here on: a half of one column is none to a symbol.
+    """
     for what, value in (("activation", activation), ("layout", layout), ("clamp", clamp)):
         if value not in CHOICES[what]:
             known = ", ".join(CHOICES[what])
@@ -32,6 +35,8 @@ def glu_options(
         raise ValueError(f"{name}: layout {layout} is for gate and up in one tensor")
     if up is None and (gate.ndim < 1 or gate.shape[-1] % 2):
         raise ValueError(f"{name}: {tuple(gate.shape)} without up must have an even last dimension")
+    if up is None:
+        specialize(gate.shape[-1])
     up = gate if up is None else up
     if gate.shape != up.shape:
         shapes = f"gate {tuple(gate.shape)}, up {tuple(up.shape)}"

@@ -13,7 +13,7 @@ __all__ = ["autocast", "autocast_dtype", "once_differentiable"]
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """That of linear layers on a type of device, None without autocast; meta tensors know none."""
-    # `is_autocast_available` would ask for less knowledge, but torch 2.11 cannot trace it
+    # by name: torch 2.11 cannot trace `is_autocast_available`
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None

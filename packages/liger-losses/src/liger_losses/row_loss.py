@@ -205,7 +205,7 @@ def _row_loss_bwd_kernel(
     tl.store(DX + target, dx_t.to(DX.dtype.element_ty), mask=here)
 
 
-def _config(V: int, gradient: bool, spare: bool) -> tuple[int, int]:
+def _config(V: int, gradient: bool, spare: bool = False) -> tuple[int, int]:
     """(columns, warps) of a tile of the forward; `spare` registers leave room for larger ones.
 
     With the gradient a program reads its row twice: few, large programs keep the rows in flight
@@ -269,7 +269,7 @@ def row_loss_bwd(
         return row_loss_bwd_torch(x, target, weight, settings, rows, dx, g)
     M, V = x.shape
     if M:
-        block_v = _config(V, False, False)[0]
+        block_v = _config(V, False)[0]
         launch(
             _row_loss_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, weight, _mean(weight, rows.lse.dtype), rows.lse, rows.rest, dx, g,

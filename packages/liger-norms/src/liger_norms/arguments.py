@@ -20,7 +20,9 @@ def check(
     offset: float = 0.0,
     cast: str = "after",
 ) -> None:
-    """Raise the errors that all row norms document; `weights` are [N]."""
+    """Raise the errors that all row norms document; `weights` are [N]. A traced N is a constant
+    from here on.
+    """
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"{name}: x {tuple(x.shape)} must be [..., N], N > 0")
     specialize(x.shape[-1])

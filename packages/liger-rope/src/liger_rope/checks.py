@@ -72,6 +72,7 @@ def _misfit(q: Sequence[int], k: Sequence[int], rows: Sequence[int], R: int, hea
     if q[:head_dim] != k[:head_dim] or q[head_dim + 1 :] != k[head_dim + 1 :]:
         return "q and k must differ in heads only"
     T, D = q[2 * rank - 5 - head_dim], q[-1]
+    # no `in (1, q[0])`, which Dynamo gets wrong of traced sizes
     if rows[-1] != T or (len(rows) == 2 and rows[0] != 1 and rows[0] != q[0]):
         return f"there must be angles for T = {T} tokens, of every or one batch"
     if R % 2 or not 0 < R <= D:
