@@ -16,6 +16,7 @@ from liger_core.device import use_kernels
 from liger_core.kernels import column_sum
 from torch import Tensor
 
+from .head_products import HeadProducts, logits_buffer
 from .row_loss import Rows, Settings, empty_rows, row_loss_bwd, row_loss_fwd
 
 __all__ = ["Chunks", "Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
@@ -76,6 +77,7 @@ class Chunks:
         classes: int | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
+        self.products = HeadProducts(x, W, b)
         # one early look at the device; without it every token is computed
         if index is None and not static:
             index = (target != ignore_index).nonzero().squeeze(1)
@@ -116,46 +118,23 @@ class Chunks:
 
     def __iter__(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
         """Yields (which rows, their x, their target, their logits in the buffer)."""
-        buffer = torch.empty((self.rows, self.W.shape[0]), dtype=self.x.dtype, device=self.x.device)
+        buffer = logits_buffer(self.rows, self.W.shape[0], self.x)
         for at in map(slice, self.cuts, self.cuts[1:]):
             where = at if self.index is None else self.index[at]
-            x, logits = self.x[where], buffer[: at.stop - at.start]
-            if self.b is None:
-                torch.mm(x, self.W.t(), out=logits)
-            else:
-                torch.addmm(self.b, x, self.W.t(), out=logits)
-            yield where, x, self.target[where], logits
+            x = self.x[where]
+            yield where, x, self.target[where], self.products.logits(x, buffer[: len(x)])
 
     def add(self, grads: Grads, where: slice | Tensor, x: Tensor, dz: Tensor, first: bool) -> None:
         """Adds the gradients that follow from dz, the gradient of a chunk's logits."""
         if grads.x is not None:
             if isinstance(where, slice):
-                torch.mm(dz, self.W, out=grads.x[where])
+                self.products.input_grad(dz, grads.x[where])
             else:
-                grads.x.index_copy_(0, where, torch.mm(dz, self.W))
+                grads.x.index_copy_(0, where, self.products.input_grad(dz, torch.empty_like(x)))
         if grads.weight is not None:
-            if grads.weight.dtype != x.dtype:
-                _mm_fp32(dz, x, grads.weight, first)
-            elif first:
-                torch.mm(dz.t(), x, out=grads.weight)
-            else:
-                torch.addmm(grads.weight, dz.t(), x, out=grads.weight)
+            self.products.add_weight_grad(dz, x, grads.weight, first)
         if grads.bias is not None:
             grads.bias.add_(column_sum(dz, grads.bias.dtype))
-
-
-def _mm_fp32(dz: Tensor, x: Tensor, out: Tensor, first: bool) -> None:
-    """out = dz^T x (+ out), half-precision operands summed in fp32."""
-    if not dz.is_cuda:
-        # with out= autocast leaves the copies in fp32
-        if first:
-            torch.mm(dz.t().float(), x.float(), out=out)
-        else:
-            torch.addmm(out, dz.t().float(), x.float(), out=out)
-    elif first:
-        torch.mm(dz.t(), x, out_dtype=torch.float32, out=out)
-    else:
-        torch.addmm(out, dz.t(), x, out_dtype=torch.float32, out=out)
 
 
 def linear_cross_entropy_fwd(

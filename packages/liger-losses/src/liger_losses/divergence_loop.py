@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .chunk_loop import Chunks, Grads
+from .head_products import HeadProducts, logits_buffer
 
 __all__ = ["Teacher", "linear_rows"]
 
@@ -24,17 +25,14 @@ class Teacher:
     """
 
     def __init__(self, x: Tensor, W: Tensor, b: Tensor | None):
-        self.x, self.W, self.b = x, W, b
+        self.x, self.products = x, HeadProducts(x, W, b)
         self.buffer: Tensor | None = None
 
     def __call__(self, where: slice | Tensor, rows: int) -> Tensor:
         # the first chunk is the largest
         if self.buffer is None:
-            self.buffer = self.x.new_empty((rows, self.W.shape[0]))
-        logits = self.buffer[:rows]
-        if self.b is None:
-            return torch.mm(self.x[where], self.W.t(), out=logits)
-        return torch.addmm(self.b, self.x[where], self.W.t(), out=logits)
+            self.buffer = logits_buffer(rows, self.products.V, self.x)
+        return self.products.logits(self.x[where], self.buffer[:rows])
 
 
 def linear_rows(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .chunk_loop import Chunks, grad_dtype
 from .handed_out import NAMESPACE, cast_to_inputs
+from .head_products import logits_buffer
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
 __all__ = ["head_stats"]
@@ -60,7 +61,7 @@ def _empty(x: Tensor, M: int, want: list[bool]) -> list[Tensor]:
 def _(x, W, b, target, want, need, ignore_index, softcap, logit_scale, chunk_bytes, static):
     rows = Chunks.size(target.numel(), W.shape[0], x, chunk_bytes)
     keeps = any(need) and 0 < target.numel() <= rows
-    kept = x.new_empty((target.numel(), W.shape[0])) if keeps else x.new_empty(0)
+    kept = logits_buffer(target.numel(), len(W), x) if keeps else x.new_empty(0)
     return *_empty(x, target.numel(), want), kept, target.new_empty(0)
 
 
@@ -97,7 +98,8 @@ def _logits(
     """(which rows, their x, their target, their logits, where to write the gradient of those)."""
     if kept.numel():
         where = slice(0, chunks.M) if chunks.index is None else chunks.index
-        yield where, chunks.x[where], chunks.target[where], kept, torch.empty_like(kept)
+        dz = logits_buffer(chunks.M, chunks.products.V, chunks.x)
+        yield where, chunks.x[where], chunks.target[where], kept, dz
     else:
         for where, x, target, logits in chunks:
             yield where, x, target, logits, logits
