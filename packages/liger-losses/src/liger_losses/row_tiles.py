@@ -19,21 +19,21 @@ def _columns(BLOCK_V: tl.constexpr):
 
 
 @triton.jit
-def _tile(X, start, V, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr):
-    """The logits of a tile as they lie, -inf beyond the row on either side, for `_values`. PAIRS
-    takes two bfloat16 as one integer, of an even number of them.
+def _tile(X, start, width, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr):
+    """The logits of a tile as they lie, -inf outside of the `width` columns that may be read, for
+    `_values`. PAIRS takes two bfloat16 as one integer, of an even number of them.
 
     No tile begins before the row, but with these masks Triton 3.6 takes 40 registers on an H200,
     with the upper bound alone 50: then a multiprocessor holds two programs of 16 warps, not three.
     """
     if PAIRS:
         pairs = tl.arange(0, BLOCK_V // 8)[:, None] * 4 + tl.arange(0, 4)[None, :]
-        inside = (pairs >= -start // 2) & (pairs < (V - start) // 2)
+        inside = (pairs >= -start // 2) & (pairs < (width - start) // 2)
         X = (X + start).to(tl.pointer_type(tl.int32))
         x = tl.load(X + pairs, mask=inside, other=-8323200)
     else:
         cols = _columns(BLOCK_V)
-        inside = (cols >= -start) & (cols < V - start)
+        inside = (cols >= -start) & (cols < width - start)
         x = tl.load(X + start + cols, mask=inside, other=float("-inf"))
     return x
 
@@ -76,6 +76,13 @@ def _load(X, cols, V, softcap, logit_scale, acc: tl.constexpr, EDGE: tl.constexp
         x = tl.load(X + cols, mask=inside, other=float("-inf"))
         return _capped(x, inside, softcap, logit_scale, acc)
     return _capped(tl.load(X + cols), None, softcap, logit_scale, acc)
+
+
+@triton.jit
+def _target(X, target, V, softcap, logit_scale, acc: tl.constexpr):
+    """`_load` of the target, NaN for one out of range."""
+    y_t, slope = _load(X, target, V, softcap, logit_scale, acc, EDGE=True)
+    return tl.where((target >= 0) & (target < V), y_t, float("nan")), slope
 
 
 @triton.jit
@@ -131,13 +138,15 @@ def _first_of(best, where, V):
 @triton.jit
 def _accumulate(
     x, WEIGHT, start, cols, target, V, m, sum, sum_wy, best, where, unit, label_smoothing, softcap,
-    logit_scale, ARGMAX: tl.constexpr,
+    logit_scale, ARGMAX: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """Online maximum and sum of 2^(unit log2(e) (y - m)) over each group of eight columns of the
     tile x at `start`, and the first of the largest; the target is seen by that last alone.
     """
     inside = cols < V - start
     y, _ = _capped(x, inside, softcap, logit_scale, m.dtype)
+    if RAGGED:
+        y = tl.where(inside, y, float("-inf"))
     if label_smoothing is not None:
         w_y = tl.where(inside, y, 0.0)
         if WEIGHT is not None:
@@ -156,8 +165,8 @@ def _accumulate(
 
 @triton.jit
 def _statistics(
-    X, WEIGHT, target, y_t, V, label_smoothing, softcap, logit_scale,
-    acc: tl.constexpr, ARGMAX: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr,
+    X, WEIGHT, target, y_t, V, width, label_smoothing, softcap, logit_scale, acc: tl.constexpr,
+    ARGMAX: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """lse, rest, log_prob, sum_j w_j z_j and argmax of a row; y_t is what `_load` makes of its
     target, NaN for one out of range.
@@ -169,15 +178,15 @@ def _statistics(
     best = tl.full((BLOCK_V // 8,), float("-inf"), acc)
     where = tl.zeros((BLOCK_V // 8,), tl.int32)
     unit = _unit(softcap, logit_scale)
-    ahead = _tile(X, 0, V, BLOCK_V, PAIRS)
+    ahead = _tile(X, 0, width, BLOCK_V, PAIRS)
     for start in range(0, V, BLOCK_V):
         x = ahead
         # on its way while this tile is summed
-        ahead = _tile(X, start + BLOCK_V, V, BLOCK_V, PAIRS)
+        ahead = _tile(X, start + BLOCK_V, width, BLOCK_V, PAIRS)
         x = _values(x, acc, BLOCK_V, PAIRS)
         m, sum, sum_wy, best, where = _accumulate(
             x, WEIGHT, start, cols, target, V, m, sum, sum_wy, best, where, unit,
-            label_smoothing, softcap, logit_scale, ARGMAX,
+            label_smoothing, softcap, logit_scale, ARGMAX, RAGGED,
         )  # fmt: skip
     top = tl.max(m, axis=0)
     others = tl.sum(sum * tl.exp2((m - _finite(top)) * unit * LOG2_E), axis=0)

@@ -11,6 +11,7 @@ code is 1 if there are findings.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .layouts import crowded
-from .spills import SPILLS
+from .spills import SPILLS, compiler_log
 from .ttir import findings
 
 __all__ = ["check", "main", "select", "targets"]
@@ -76,16 +77,17 @@ def check(entry: Entry, target: str, spilled: int = 0) -> list[str]:
     shapes.
     """
     try:
-        compiled = _compile(entry, target)
+        with compiler_log() if entry["listed"] else contextlib.nullcontext() as log:
+            compiled = _compile(entry, target)
         problems = findings(compiled.asm["ttir"])
         backend, _, warp, shared = TARGETS[target]
         if compiled.metadata.shared > shared:
             problems.append(f"shared memory {compiled.metadata.shared} of {shared} bytes")
         if compiled.metadata.num_warps * warp > MAX_THREADS:
             problems.append(f"{compiled.metadata.num_warps * warp} threads of {MAX_THREADS}")
-        if entry["listed"]:
+        if log is not None:
             problems += crowded(compiled.asm["ttgir"])
-            spills = SPILLS[backend](compiled)
+            spills = SPILLS[backend](compiled, log.getvalue())
             problems += [f"spills {spills} bytes"] if spills > spilled else []
     except Exception as error:
         # whatever the compiler raises is a finding

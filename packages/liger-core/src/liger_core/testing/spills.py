@@ -1,48 +1,38 @@
-"""Bytes of registers that a compiled kernel spills, read from what its compilers say."""
+"""Bytes of registers that a kernel spills, as its compilers say."""
 
-import os
+import contextlib
+import io
 import re
-import subprocess
-import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["SPILLS"]
+__all__ = ["SPILLS", "compiler_log"]
 
 
-def _cuda_spills(compiled: Any) -> int:
-    """Bytes spilled: 0 without a stack frame, else what ptxas says."""
-    import triton
+@contextlib.contextmanager
+def compiler_log() -> Iterator[io.StringIO]:
+    """What ptxas says of the kernels that Triton compiles inside, all of which it does anew.
 
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _run(tools / "cuobjdump", "--dump-resource-usage", cubin)
-        frame = re.search(r"\bSTACK:(\d+)", usage)
-        if not frame:
-            raise RuntimeError(f"cuobjdump shows no stack size: {usage[:80]!r}")
-        if frame[1] == "0":
-            return 0
-        ptx.write_text(compiled.asm["ptx"])
-        arch = re.search(r"^\.target\s+(\w+)", compiled.asm["ptx"], re.MULTILINE)
-        # which of the two accepts this PTX version differs between Triton releases
-        for tool in ("ptxas", "ptxas-blackwell"):
-            report = _run(
-                tools / tool, "-v", f"--gpu-name={arch[1] if arch else ''}", ptx, "-o", os.devnull
-            )
-            spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-            if spills:
-                return int(spills[1]) + int(spills[2])
-    raise RuntimeError(f"ptxas does not report spills; the stack has {frame[1]} bytes")
+    Another run of ptxas would need the options of that one, which change from release to release
+    and change what is spilled.
+    """
+    from triton import knobs
+
+    log = io.StringIO()
+    with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = True
+        yield log
 
 
-def _run(*command: Any) -> str:
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-    return result.stdout + result.stderr
+def _cuda_spills(compiled: Any, log: str) -> int:
+    found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if not found:
+        raise RuntimeError(f"ptxas does not report spills: {log[:80]!r}")
+    return sum(int(stores) + int(loads) for stores, loads in found)
 
 
-def _hip_spills(compiled: Any) -> int:
+def _hip_spills(compiled: Any, log: str) -> int:
     counts = []
     for key in ("vgpr_spill_count", "private_segment_fixed_size"):
         found = re.search(rf"\.{key}:\s+(\d+)", compiled.asm["amdgcn"])

@@ -1,0 +1,36 @@
+"""Heads with any number of classes, laid out as a GPU likes large ones of half precision: values
+against fp64, whatever the loss.
+"""
+
+import pytest
+import torch
+from liger_core.testing import load_specs
+from liger_core.testing.running import Case, check_values
+from liger_losses import head_products
+
+SPECS = [spec for spec in load_specs(__file__) if "linear" in spec.name]
+
+
+def cases():
+    for spec in SPECS:
+        # V is the last size of every such shape
+        shape = next(s for s in spec.shapes if s[0] > 1 and s[-1] % 8 and s[-1] > 8)
+        for options in spec.options:
+            for dtype in spec.dtypes:
+                if dtype.itemsize == 2:
+                    yield Case(spec, shape, options, dtype)
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=repr)
+def test_values(case, monkeypatch):
+    monkeypatch.setattr(head_products, "_MANY", 0)
+    # on a CPU too, where nothing is interpreted
+    monkeypatch.setattr(head_products, "use_kernels", lambda x: True)
+    inputs = case.inputs()
+    check_values(case, inputs, case.run(inputs))
+
+
+def test_every_linear_loss_is_here():
+    assert {"linear_cross_entropy", "linear_log_probs", "linear_kl_div"} <= {s.name for s in SPECS}
+    assert all(isinstance(s.shapes[0][-1], int) for s in SPECS)
+    assert torch.bfloat16 in SPECS[0].dtypes
