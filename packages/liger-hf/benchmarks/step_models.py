@@ -60,6 +60,17 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+}
 QWEN2_VL = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -77,19 +88,17 @@ MODELS = {
     "llama": Model(
         title="4 layers of Llama-3-8B",
         kind="LlamaForCausalLM",
-        settings={
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "vocab_size": 128256,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": False,
-            "use_cache": False,
-        },
+        settings=LLAMA,
         small=TINY,
         variants=tuple(VARIANTS),
+    ),
+    # as after `resize_token_embeddings`
+    "llama-resized": Model(
+        title="4 layers of Llama-3-8B, a token more in the vocabulary",
+        kind="LlamaForCausalLM",
+        settings=LLAMA | {"vocab_size": LLAMA["vocab_size"] + 1},
+        small=TINY | {"vocab_size": TINY["vocab_size"] + 1},
+        variants=("eager", "compile", "liger-kernel", "ours"),
     ),
     "qwen3-moe": Model(
         title="4 layers of Qwen3-30B-A3B, 128 experts",

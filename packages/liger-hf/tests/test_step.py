@@ -10,7 +10,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("llama", "qwen3-moe", "gemma2", "qwen2-vl")
+NAMES = ("llama", "llama-resized", "qwen3-moe", "gemma2", "qwen2-vl")
 
 
 @pytest.fixture
