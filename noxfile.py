@@ -72,7 +72,7 @@ def test(session: nox.Session) -> None:
     if ops:
         session.run(*PYTEST, *options, *ops, env=env | {"LIGER_LAUNCHES": str(launches)})
         # what ptxas of Triton 3.9 spills where that of 3.6, which was measured, does not
-        check = ["-m", "liger_core.testing.compile_check", "--spilled", "96", str(launches)]
+        check = ["-m", "liger_core.testing.compile_check", "--spilled", "128", str(launches)]
         session.run("python", *check)
 
 

@@ -105,7 +105,6 @@ def _row_loss_fwd_kernel(
 ):  # fmt: skip
     acc: tl.constexpr = LOSS.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK_V)
     target = tl.load(TARGET + row)
     logit_scale = tl.cast(logit_scale, acc)
     if softcap is not None:
@@ -120,8 +119,8 @@ def _row_loss_fwd_kernel(
         _store(0.0, 0.0, 0.0, 0.0, -1, row, LOSS, LSE, REST, LOG_PROB, ARGMAX)
         if DX is not None:
             for start in range(0, V, BLOCK_V):
-                zeros = tl.zeros((BLOCK_V,), DX.dtype.element_ty)
-                tl.store(DX + start + cols, zeros, mask=start + cols < width)
+                at = start + tl.arange(0, BLOCK_V)
+                tl.store(DX + at, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=at < width)
         return
 
     y_t, slope_t = _target(X, target, V, softcap, logit_scale, acc)
