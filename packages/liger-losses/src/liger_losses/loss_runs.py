@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .arguments import is_static
 from .chunk_loop import Chunks, Grads
+from .head_products import whole_rows
 from .log_probs import LogProbs, named
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
@@ -127,7 +128,8 @@ def loss_of_runs(
             gs = part.gradients(total, leaves)
             if scale is not None:
                 gs, scale = _scaled(gs, scale, [] if first else grads)
-            row_stats_bwd(buffer, labels, stats, gs, logits, buffer)
+            z = whole_rows(buffer)
+            row_stats_bwd(z, labels, stats, gs, logits, z, buffer.shape[1])
             chunks.add(grads, where, x, buffer, first)
             first = False
     return Formed(loss, grads, scale, _whole(found, runs, target))

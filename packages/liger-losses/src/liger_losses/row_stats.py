@@ -191,7 +191,7 @@ def _optional(G, row, acc: tl.constexpr):
 @triton.jit
 def _row_stats_bwd_kernel(
     X, TARGET, LSE, REST, ENTROPY, SQUARES, DX,
-    G_LOG_PROB, G_LSE, G_ENTROPY, G_MEAN, G_SQUARES, stride_x, stride_dx, V, ignore_index,
+    G_LOG_PROB, G_LSE, G_ENTROPY, G_MEAN, G_SQUARES, stride_x, stride_dx, V, width, ignore_index,
     softcap, logit_scale, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     acc: tl.constexpr = LSE.dtype.element_ty
@@ -205,12 +205,12 @@ def _row_stats_bwd_kernel(
         softcap = tl.cast(softcap, acc)
     DX += row * stride_dx
     if target == ignore_index:
-        tl.store(DX + cols, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=cols < V)
+        tl.store(DX + cols, tl.zeros((BLOCK_V,), DX.dtype.element_ty), mask=cols < width)
         return
 
     lse = tl.load(LSE + row)
     g_log_prob = _optional(G_LOG_PROB, row, acc)
-    y, slope = _load(X + row * stride_x, cols, V, softcap, logit_scale, acc, EDGE=True)
+    y, slope = _load(X + row * stride_x, cols, width, softcap, logit_scale, acc, EDGE=True)
     z = y * _unit(softcap, logit_scale)
     p = tl.exp2(z * LOG2_E - lse * LOG2_E)
     k = _optional(G_LSE, row, acc) + tl.zeros_like(p)
@@ -224,7 +224,7 @@ def _row_stats_bwd_kernel(
     dx = p * k + tl.where(cols == target, own, -g_log_prob * p)
     if G_MEAN is not None:
         dx += tl.load(G_MEAN + row).to(acc) / V
-    tl.store(DX + cols, (dx * slope).to(DX.dtype.element_ty), mask=cols < V)
+    tl.store(DX + cols, (dx * slope).to(DX.dtype.element_ty), mask=cols < width)
 
 
 def _block(V: int) -> int:
@@ -258,20 +258,23 @@ def row_stats_fwd(x: Tensor, target: Tensor, want: tuple[bool, ...], logits: Log
 
 
 def row_stats_bwd(
-    x: Tensor, target: Tensor, stats: Stats, gs: Stats, logits: Logits, dx: Tensor
-) -> None:
+    x: Tensor, target: Tensor, stats: Stats, gs: Stats, logits: Logits, dx: Tensor,
+    classes: int | None = None,
+) -> None:  # fmt: skip
     """Writes into dx [M, V], which may be x, the gradient that follows from `gs`, those of the
-    statistics: [M] contiguous or None; that of rest is not used.
+    statistics: [M] contiguous or None; that of rest is not used. `classes` as in `row_loss_fwd`.
     """
     if not use_kernels(x):
+        x, dx = x[:, :classes], dx[:, :classes]
         return row_stats_bwd_torch(x, target, stats, gs, logits, dx)
-    M, V = x.shape
+    M, width = x.shape
     if M:
+        V = width if classes is None else classes
         block_v = _block(V)
         launch(
             _row_stats_bwd_kernel, (M * ceil_div(V, block_v),),
             x, target, stats.lse, stats.rest, stats.entropy, stats.squares, dx,
             gs.log_prob, gs.lse, gs.entropy, gs.mean, gs.squares, x.stride(0), dx.stride(0), V,
-            *_stats_runtime(logits), num_warps=8, BLOCK_V=block_v,
+            width, *_stats_runtime(logits), num_warps=8, BLOCK_V=block_v,
         )  # fmt: skip
     return None

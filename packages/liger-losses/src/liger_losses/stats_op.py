@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .chunk_loop import Chunks, grad_dtype
 from .handed_out import NAMESPACE, cast_to_inputs
-from .head_products import logits_buffer
+from .head_products import logits_buffer, whole_rows
 from .row_stats import Logits, Stats, row_stats_bwd, row_stats_fwd
 
 __all__ = ["head_stats"]
@@ -85,9 +85,9 @@ def head_stats_backward(
     for i, (where, x_c, target_c, logits, dz) in enumerate(_logits(chunks, kept)):
         row_stats_bwd(
             logits, target_c, _part(whole, where), _part(Stats(*gradients), where),
-            Logits(ignore_index, softcap, logit_scale), dz,
+            Logits(ignore_index, softcap, logit_scale), dz, len(W),
         )  # fmt: skip
-        chunks.add(grads, where, x_c, dz, first=i == 0)
+        chunks.add(grads, where, x_c, dz[:, : len(W)], first=i == 0)
     dx, dW, db = (x.new_empty(0) if t is None else t for t in grads)
     return dx, dW, db
 
@@ -95,14 +95,17 @@ def head_stats_backward(
 def _logits(
     chunks: Chunks, kept: Tensor
 ) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """(which rows, their x, their target, their logits, where to write the gradient of those)."""
+    """(which rows, their x, their target, their logits, where to write the gradient of those); the
+    last two with what may be written beyond the classes.
+    """
     if kept.numel():
         where = slice(0, chunks.M) if chunks.index is None else chunks.index
         dz = logits_buffer(chunks.M, chunks.products.V, chunks.x)
         yield where, chunks.x[where], chunks.target[where], kept, dz
     else:
         for where, x, target, logits in chunks:
-            yield where, x, target, logits, logits
+            z = whole_rows(logits)
+            yield where, x, target, z, z
 
 
 def _part(stats: Stats, where: slice | Tensor) -> Stats:
