@@ -17,6 +17,7 @@ from .cosine_rows import cosine_fwd
 from .divergence_kernels import Divergence, divergence_fwd
 from .divergence_loop import Teacher, linear_rows
 from .handed_out import NAMESPACE, cast_to_inputs, fake_grads, hand_out
+from .head_products import whole_rows
 from .top_k_divergence import top_k_fwd
 
 __all__ = ["head_divergence", "head_divergence_backward"]
@@ -38,9 +39,15 @@ def _row_function(
         return lambda where, logits, labels, dx, g: cosine_fwd(
             logits, teacher(where, len(logits)), labels, how.ignore_index, dx, g
         )
-    return lambda where, logits, labels, dx, g: divergence_fwd(
-        logits, teacher(where, len(logits)), labels, how, dx, g
-    )[0]
+
+    def divergence(where, logits, labels, dx, g):
+        x, p = logits, teacher(where, len(logits))
+        if x.stride(0) == p.stride(0):
+            # classes of probability 0 in both rows change nothing
+            x, p = whole_rows(x, float("-inf")), whole_rows(p, float("-inf"))
+        return divergence_fwd(x, p, labels, how, None if dx is None else x, g)[0]
+
+    return divergence
 
 
 def _loop(

@@ -32,9 +32,12 @@ def logits_buffer(rows: int, V: int, x: Tensor) -> Tensor:
     return x.new_empty((rows, width))[:, :V]
 
 
-def whole_rows(z: Tensor) -> Tensor:
-    """Rows of a `logits_buffer` with what lies between them."""
-    return z.as_strided((len(z), z.stride(0)), z.stride())
+def whole_rows(z: Tensor, fill: float | None = None) -> Tensor:
+    """Rows of a `logits_buffer` with what lies between them, which is set to `fill`."""
+    whole, V = z.as_strided((len(z), z.stride(0)), z.stride()), z.shape[1]
+    if fill is not None and whole.shape[1] > V:
+        whole[:, V:] = fill
+    return whole
 
 
 def _is_aligned(x: Tensor, V: int) -> bool:
