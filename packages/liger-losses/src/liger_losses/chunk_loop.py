@@ -8,6 +8,7 @@ M tokens, H hidden size, V vocabulary, C rows of a chunk
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -77,7 +78,6 @@ class Chunks:
         classes: int | None = None,
     ):
         self.x, self.W, self.b, self.target = x, W, b, target
-        self.products = HeadProducts(x, W, b)
         # one early look at the device; without it every token is computed
         if index is None and not static:
             index = (target != ignore_index).nonzero().squeeze(1)
@@ -92,6 +92,10 @@ class Chunks:
         # where each chunk begins, and the last one ends, among the rows that count
         self.cuts = cuts
         self.rows = max((b - a for a, b in pairwise(cuts)), default=0)
+
+    @cached_property
+    def products(self) -> HeadProducts:
+        return HeadProducts(self.x, self.W, self.b)
 
     @staticmethod
     def size(M: int, V: int, x: Tensor, chunk_bytes: int | None) -> int:
