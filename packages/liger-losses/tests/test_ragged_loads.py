@@ -1,9 +1,10 @@
 """Rows with room beside them are read and written 16 bytes at a time, whatever their classes."""
 
+import importlib
 import re
 
 import pytest
-from liger_core.testing import compile_check
+from liger_core.testing.compile_check import compile_for
 from liger_core.testing.interpreter import interpreting
 
 pytest.importorskip("triton")
@@ -35,12 +36,12 @@ def test_width_of_memory_accesses(name, room):
         "constants": constants, "small": [], "ones": [],
         "options": {"num_warps": warps, "num_stages": 3},
     }  # fmt: skip
-    kernel = getattr(compile_check._module(entry), name)
+    kernel = getattr(importlib.import_module(entry["module"]), name)
     entry["signature"] = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
     entry["constants"] = {n: constants.get(n) for n in kernel.arg_names if n not in signature}
     known = {"width", "stride_x", "stride_dx"} if room else set()
     entry["aligned"] = [n for n, t in signature.items() if t.startswith("*") or n in known]
-    ptx = compile_check._compile(entry, "sm_90").asm["ptx"]
+    ptx = compile_for(entry, "sm_90").asm["ptx"]
     narrow = len(re.findall(r"(ld|st)\.global[.\w:]*\.b16", ptx))
     # the logit of the target, and its gradient
     assert narrow <= 2 if room else narrow > 16

@@ -30,7 +30,7 @@ from .layouts import crowded
 from .spills import SPILLS, compiler_log
 from .ttir import findings
 
-__all__ = ["check", "main", "select", "targets"]
+__all__ = ["check", "compile_for", "main", "select", "targets"]
 
 Entry = dict[str, Any]
 
@@ -78,7 +78,7 @@ def check(entry: Entry, target: str, spilled: int = 0) -> list[str]:
     """
     try:
         with compiler_log() if entry["listed"] else contextlib.nullcontext() as log:
-            compiled = _compile(entry, target)
+            compiled = compile_for(entry, target)
         problems = findings(compiled.asm["ttir"])
         backend, _, warp, shared = TARGETS[target]
         if compiled.metadata.shared > shared:
@@ -97,7 +97,8 @@ def check(entry: Entry, target: str, spilled: int = 0) -> list[str]:
     return problems
 
 
-def _compile(entry: Entry, target: str) -> Any:
+def compile_for(entry: Entry, target: str) -> Any:
+    """What Triton makes of a line of a manifest."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
