@@ -54,6 +54,7 @@ def test(session: nox.Session) -> None:
     suites, options = _suites(session)
     _install(session, *_groups("test"), "pyproject.toml:test")
     if TRITON:
+        session.install("--group", "packages/liger-hf/pyproject.toml:deepspeed")
         # not interpreted yet: for torch.compile, which traces kernels
         session.install("liger-core[triton]")
     command = [*PYTEST, *options, *suites]

@@ -1,4 +1,4 @@
-"""Two ranks train as one process does; two_processes.py and zero3.py have the checks."""
+"""Two ranks train as one process does; two_processes.py and zero_stages.py have the checks."""
 
 import os
 import socket
@@ -32,9 +32,9 @@ def test_two_gpus(tmp_path):
     assert "check_fsdp1_refusals" in run_script("two_processes.py", str(tmp_path / "store"), "nccl")
 
 
-def test_zero3():
+def test_zero(tmp_path):
     pytest.importorskip("deepspeed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    run_script("zero3.py", port, DS_ACCELERATOR="cpu")
+    run_script("zero_stages.py", port, str(tmp_path), DS_ACCELERATOR="cpu")
