@@ -183,6 +183,22 @@ def test_nothing_to_replace_is_no_error(caplog):
     assert caplog.records[-1].levelno == logging.WARNING
 
 
+def test_later_models_are_patched_like_the_first():
+    rows = []
+    for _ in range(2):
+        model = llama()
+        rows.append([row.op for row in liger_hf.report(model).rows])
+        apply_liger_kernel_to_llama(model=model)
+        assert is_patched(model) == (True,) * 4
+    assert rows[0] == rows[1]
+    before = {name: dict(vars(m)) for name, m in llama().named_modules()}
+    liger_hf.revert(model)
+    assert {name: vars(m).keys() for name, m in model.named_modules()} == {
+        name: attributes.keys() for name, attributes in before.items()
+    }
+    assert "LigerRMSNorm" not in repr(model)
+
+
 def test_patched_models_can_be_copied_and_pickled():
     model = llama()
     apply_liger_kernel_to_llama(model=model)
@@ -232,7 +248,7 @@ def test_flags_of_liger_hf(monkeypatch):
     asked = []
     monkeypatch.setattr(liger_hf, "apply", lambda model, **flags: asked.append(flags) or Report(()))
     model = llama()
-    off = {"swiglu": {"mlp", "moe"}, "rms_norm": {"norms"}, "rope": {"rope"}}
+    off = {"swiglu": {"mlp", "moe"}, "rms_norm": {"norms"}, "rope": {"rope", "mask"}}
     for flag, expected in {**off, "fused_linear_cross_entropy": {"loss"}}.items():
         apply_liger_kernel_to_llama(model=model, **{flag: False})
         assert {name for name, on in asked.pop().items() if not on} == expected

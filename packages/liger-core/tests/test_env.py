@@ -82,7 +82,7 @@ def test_broken_package_and_broken_op_are_reported(package: Path) -> None:
 
 
 def test_gpu_is_described(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = DeviceInfo("nvidia", "NVIDIA H200", "sm_90", 132, 141 * 2**30, True)
+    gpu = DeviceInfo("nvidia", "NVIDIA H200", "sm_90", 132, 141 * 2**30)
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
     )
@@ -102,7 +102,7 @@ def test_gpu_is_described(package: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_gpu_without_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = DeviceInfo("nvidia", "Tesla P100", "sm_60", 56, 2**34, False)
+    old = DeviceInfo("nvidia", "Tesla P100", "sm_60", 56, 2**34)
     assert liger_core.env._reason(False, old).startswith(
         ("no Triton for nvidia sm_60", "triton is not")
     )

@@ -132,6 +132,12 @@ def test_programs_run_in_a_seeded_order():
     assert sorted(runs[0]) == [10 * i + j for i in range(3) for j in range(4)]
 
 
+def test_grid_that_cuda_does_not_launch():
+    out, count = torch.zeros(12, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(KernelFault, match=r"does not launch a grid \(1, 65536, 1\)"):
+        _order[(1, 2**16)](out, count)
+
+
 def test_libdevice_and_inline_assembly():
     x = torch.randn(64)
     y = torch.empty(64)

@@ -18,7 +18,7 @@ CONTEXTS = tuple(
     for checkpointing in (False, True)
 )
 # tokens; attention makes a step of the limit take half a minute
-STEP, LIMIT = 2048, 262144
+STEP, LIMIT = 4096, 524288
 SMALL_STEP, SMALL_LIMIT, SMALL_FITS = 16, 256, 100
 # tokens at which causal attention takes as long as all other products, of 4 layers of Llama-3-8B
 CROSSING = 40_000

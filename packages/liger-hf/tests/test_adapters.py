@@ -141,3 +141,19 @@ def test_adapters_move_between_patched_and_plain(targets, tmp_path):
     # merged into a patched model, which is then the plain model's equal
     merged = patched.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=tokens()).logits, expected, rtol=0.0, atol=1e-5)
+
+
+def test_saved_copy_of_tied_embeddings():
+    """PEFT makes that of the head with its numbers of features swapped."""
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = peft.get_peft_model(build("qwen2"), config).train()
+    batch = tokens()
+    expected = model(input_ids=batch, labels=batch)
+    liger_hf.apply(model)
+    found = model(input_ids=batch, labels=batch)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits.sum(), expected.logits.sum())
+    assert found.logits.shape == expected.logits.shape

@@ -69,7 +69,7 @@ def test_family_is_patched_as_it_is_made(tmp_path):
     assert "forward" not in vars(model.model.layers[0].mlp)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).train()
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert len(liger_hf.report(half, mlp=False).patched) == 8 == sum(map(bool, vars_of(half)))
+    assert len(liger_hf.report(half, mlp=False).patched) == 9 == sum(map(bool, vars_of(half)))
     assert_same_step(gradients(loaded, loss), gradients(plain, loss))
     for kind in (LlamaModel, transformers.LlamaForSequenceClassification):
         assert patched(kind(plain.config))
@@ -87,11 +87,10 @@ def test_second_call_replaces_the_first_and_revert_is_exact():
     before = {kind: dict(vars(kind)) for kind in LLAMA}
     config = LlamaConfig(**SIZES)
     liger_hf.apply_liger_kernel_to_llama(mlp=False)
-    second = liger_hf.apply_liger_kernel_to_llama(norms=False, rope=False, loss=False)
+    second = liger_hf.apply_liger_kernel_to_llama(norms=False, rope=False, loss=False, mask=False)
     model = LlamaForCausalLM(config)
-    assert {row.op for row in liger_hf.report(model, norms=False, rope=False, loss=False).rows} == {
-        "liger_activations.glu_linear"
-    }
+    rows = liger_hf.report(model, norms=False, rope=False, loss=False, mask=False).rows
+    assert {row.op for row in rows} == {"liger_activations.glu_linear"}
     assert "forward" not in vars(model.model.norm)
     liger_hf.revert_liger_kernel_to_llama()
     assert not second.active

@@ -7,7 +7,8 @@ import liger_hf
 import pytest
 import torch
 from families import VOCAB, assert_same_step, build, gradients, tokens
-from liger_hf.deferred import DeferredLogits, fold
+from liger_hf.deferred import DeferredLogits
+from liger_hf.logit_ops import fold
 from torch import nn
 from torch.nn.functional import cross_entropy
 

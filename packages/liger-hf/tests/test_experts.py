@@ -39,7 +39,7 @@ def test_activation_is_called_where_that_is_noticed(name, change, monkeypatch):
     monkeypatch.setattr(liger_activations, "glu", counted)
     plain = zoo.tiny("causal-lm", name)
     patched = copy.deepcopy(plain)
-    report = liger_hf.apply(patched, norms=False, mlp=False, rope=False, loss=False)
+    report = liger_hf.apply(patched, norms=False, mlp=False, rope=False, loss=False, mask=False)
     assert {row.part for row in report.patched} == {"moe"}
     copied = copy.deepcopy(patched)
     calls.clear()

@@ -231,16 +231,18 @@ def test_gate_of_experts_runs_on_the_op(name, monkeypatch):
     counted("relu_squared")
     model = zoo.tiny("causal-lm", name)
     before = snapshot(model)
-    experts = liger_hf.apply(model, norms=False, mlp=False, rope=False, loss=False).patched
+    experts = liger_hf.apply(
+        model, norms=False, mlp=False, rope=False, loss=False, mask=False
+    ).patched
     assert experts
     assert {row.part for row in experts} == {"moe"}
     calls.clear()
     model(input_ids=tokens())
     assert len(calls) == len(experts)
     # a second call finds the patch again, and adds none
-    assert len(liger_hf.apply(model, norms=False, mlp=False, rope=False, loss=False).rows) == len(
-        experts
-    )
+    assert len(
+        liger_hf.apply(model, norms=False, mlp=False, rope=False, loss=False, mask=False).rows
+    ) == len(experts)
     liger_hf.revert(model)
     assert_same_objects(model, before)
 

@@ -1,17 +1,19 @@
 """Which heads are found and refused, and evaluation with and without logits."""
 
+import operator
 import types
 
 import liger_hf
 import pytest
 import torch
 from families import VOCAB, assert_same_step, build, gradients, tokens
-from liger_hf.deferred import DeferredLogits, fold
+from liger_hf.deferred import DeferredLogits
+from liger_hf.logit_ops import fold
 from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutput
 
-HEAD = {"norms": False, "mlp": False, "rope": False}
+HEAD = {"norms": False, "mlp": False, "rope": False, "mask": False}
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -34,8 +36,31 @@ def test_loss_alone_in_evaluation(monkeypatch):
         # and back
         assert type(patched(**inputs).logits) is torch.Tensor
         assert type(patched(**inputs, skip_logits=False).logits) is torch.Tensor
-    with pytest.raises(ValueError, match="needs labels"):
-        patched(input_ids=tokens(), skip_logits=True)
+    # as Trainer calls a model whose loss it computes itself
+    for given in ({}, {"return_dict": False}):
+        alone = patched(input_ids=tokens(), skip_logits=True, **given)
+        assert torch.equal(alone[0], patched(input_ids=tokens()).logits)
+
+
+@pytest.mark.parametrize("name", ["imul", "itruediv", "iadd", "isub", "ipow"])
+@pytest.mark.parametrize("read", [False, True])
+def test_operators_in_place(name, read):
+    """Logits that the caller changes, of which a loss is then computed."""
+    change, found = getattr(operator, name), []
+    for patch in (False, True):
+        model = build("llama")
+        if patch:
+            liger_hf.apply(model, **HEAD)
+        outputs = model(input_ids=tokens(), labels=tokens())
+        logits = outputs.logits
+        if read:
+            logits.sum()
+        logits = change(logits, 3.0)
+        assert logits is outputs.logits
+        total = outputs.loss + outputs.logits.logsumexp(-1).square().mean()
+        total.backward()
+        found.append((total, model.lm_head.weight.grad))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 def test_last_classes_left_out():

@@ -278,3 +278,18 @@ def test_layer_between_is_not_left_out():
     """BitNet has a norm before its down projection."""
     model = zoo.tiny("causal-lm", "bitnet")
     assert only_row(model.model.layers[0].mlp, "mlp").op == "liger_activations.glu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_last_projection_in_fp32(dtype):
+    """T5 keeps it so, and casts its input."""
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    layer = transformers.models.t5.modeling_t5.T5DenseGatedActDense(config).to(dtype)
+    layer.wo.float()
+    x = torch.randn(2, 5, 32).to(dtype)
+    expected = layer(x)
+    assert liger_hf.apply(layer, loss=False).patched
+    assert torch.equal(layer(x), expected)

@@ -20,6 +20,7 @@ from families import (
     snapshot,
     tokens,
 )
+from liger_hf.replaced import patches
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -43,10 +44,10 @@ def test_second_apply_changes_nothing():
 
 def test_flags_choose_the_parts():
     model = build("llama")
-    report = liger_hf.apply(model, norms=False, rope=False, loss=False)
+    report = liger_hf.apply(model, norms=False, rope=False, loss=False, mask=False)
     assert {row.op for row in report.rows} == {"liger_activations.glu_linear"}
     report = liger_hf.apply(model, mlp=False)
-    assert {row.op for row in report.rows} == {
+    assert {row.op for row in report.rows if row.part != "mask"} == {
         "liger_norms.rms_norm",
         "liger_rope.rope",
         "liger_losses.linear_cross_entropy",
@@ -86,7 +87,7 @@ def test_report_changes_nothing():
     assert_same_objects(model, before)
     assert torch.equal(torch.get_rng_state(), state)
     assert "model.layers.[0-1].mlp" in text
-    assert "10 patched, 0 not patched" in text
+    assert "11 patched, 0 not patched" in text
 
 
 def test_context_manager_reverts_what_it_applied():
@@ -136,7 +137,7 @@ def test_parts_are_reverted_in_any_order():
     """Contexts that overlap without one being inside the other."""
     model = build("qwen3")
     before, expected = snapshot(model), step(model)
-    first = liger_hf.applied(model, mlp=False, rope=False, loss=False)
+    first = liger_hf.applied(model, mlp=False, rope=False, loss=False, mask=False)
     second = liger_hf.applied(model, norms=False)
     first.__enter__()
     second.__enter__()
@@ -144,6 +145,7 @@ def test_parts_are_reverted_in_any_order():
     assert {row.part for row in liger_hf.apply(model, norms=False).patched} == {
         "mlp",
         "rope",
+        "mask",
         "loss",
     }
     assert "forward" not in vars(model.model.norm)
@@ -203,7 +205,7 @@ def test_patch_put_back_after_revert_is_no_forward_of_others():
     second = liger_hf.apply(model, loss=False)
     assert str(second) == str(first)
     assert_same_step(step(model), expected)
-    assert all(vars(layer)["forward"].__self__.active for layer in layers)
+    assert all(patch.active for layer in layers for patch in patches(layer))
     liger_hf.revert(model)
     assert_same_step(step(model), expected, rtol=0.0)
 

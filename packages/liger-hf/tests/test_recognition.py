@@ -97,7 +97,7 @@ def test_forward_replaced_by_others_is_left_alone():
 def test_body_without_head_is_patched():
     body = LlamaModel(LlamaConfig(**SIZES))
     report = liger_hf.apply(body)
-    assert len(report.patched) == 9
+    assert len(report.patched) == 10
     assert [row.reason for row in report.refused] == [
         "holds no transformers model with an output head"
     ]
@@ -106,7 +106,7 @@ def test_body_without_head_is_patched():
 def test_meta_device():
     with torch.device("meta"):
         model = build("llama")
-    assert len(liger_hf.apply(model).patched) == 10
+    assert len(liger_hf.apply(model).patched) == 11
 
 
 class FunctionMLP(nn.Module):
@@ -158,5 +158,5 @@ def test_ordinary_layers_share_a_verdict(monkeypatch):
     for layer in model.model.layers:
         hooks.add_hook_to_module(layer.mlp.up_proj, hooks.ModelHook())
         layer.mlp.limits = [1.0, {"high": 2.0}]
-    assert len(liger_hf.report(model).patched) == 18
-    assert sorted(probed) == ["mlp", "norms", "rope"]
+    assert len(liger_hf.report(model).patched) == 19
+    assert sorted(probed) == ["mask", "mlp", "norms", "rope"]

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from liger_core.testing import Builder
 from liger_core.testing.running import device
-from liger_posttrain import LinearDistillationLoss, LinearGRPOLoss
+from liger_losses import linear_log_probs
+from liger_posttrain import LinearDistillationLoss, LinearGRPOLoss, LinearKTOLoss
 from liger_posttrain.importance import high_entropy_mask, sampler_ratio
 from liger_posttrain.kl import KL_ESTIMATORS, bias_corrected
 from liger_posttrain.kto import bco_delta, kto_baseline
 from liger_posttrain.linear_distillation import DISTILLATION
 from liger_posttrain.policy import vespo_weight
+from liger_posttrain.preference import discopop
 from liger_posttrain.reductions import token_weights
 
 
@@ -188,3 +190,91 @@ def test_entropy_quantile_of_no_tokens(shape):
     advantages = torch.zeros(shape[0], device=x.device)
     out = LinearGRPOLoss(top_entropy_quantile=0.5)(x, W, target, advantages=advantages)
     assert out.loss == 0
+
+
+def random_head(dtype=torch.float32):
+    make = [Builder(dtype, device(), seed) for seed in range(3)]
+    x, W = make[0].normal(3, 7, 8), make[1].normal(30, 8)
+    return x.requires_grad_(), W.requires_grad_(), make[2].integers(30, 3, 7)
+
+
+@pytest.mark.parametrize("loss_type", ["rloo", "grpo", "dapo", "sapo"])
+def test_ratio_that_overflows_is_clipped(loss_type):
+    """One gained far more probability than fp32 can hold the ratio of."""
+    x, W, target = random_head()
+    old = linear_log_probs(x, W, target).log_probs.detach()
+    old[0] -= 100.0
+    advantages = torch.tensor([1.0, -1.0, 0.5], device=device())
+    loss = LinearGRPOLoss(loss_type=loss_type)(
+        x, W, target, advantages=advantages, old_log_probs=old
+    ).loss
+    grads = torch.autograd.grad(loss, (x, W))
+    assert all(t.isfinite().all() for t in (loss, *grads))
+    assert not grads[0][0].any()
+    assert grads[0][1].any()
+
+
+def test_discopop_far_from_its_reference():
+    chosen = torch.tensor([-500.0, 500.0], device=device(), requires_grad=True)
+    loss = discopop(chosen, torch.zeros_like(chosen), beta=1.0)
+    loss.sum().backward()
+    close(loss, [500.0, 0.0])
+    close(chosen.grad, [-1.0, 0.0])
+
+
+def test_sequence_without_tokens_may_have_any_advantage():
+    x, W, target = random_head()
+    target[1] = -100
+    advantages = torch.tensor([1.0, float("nan"), 0.5], device=device())
+    for loss_type in ("gspo", "grpo"):
+        loss = LinearGRPOLoss(loss_type=loss_type)(x, W, target, advantages=advantages).loss
+        assert loss.isfinite()
+
+
+def test_numbers_do_not_take_the_default_dtype():
+    x, W, target = random_head()
+    advantages = torch.tensor([1.0, -1.0, 0.5], device=device())
+    desirable = torch.tensor([True, False, True], device=device())
+
+    def losses():
+        yield LinearGRPOLoss(loss_type="sapo")(x, W, target, advantages=advantages)
+        kto = LinearKTOLoss(desirable_weight=1.33)
+        yield kto(x, W, target, desirable=desirable, ref_log_probs=log_probs, baseline=0.1)
+
+    log_probs = linear_log_probs(x, W, target).log_probs.detach() - 0.2
+    expected = [out.loss for out in losses()]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for out, right in zip(losses(), expected, strict=True):
+            close(out.loss, right.detach())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_normalizer_is_one_number():
+    x, W, target = random_head()
+    with pytest.raises(ValueError, match=r"normalizer \(3,\) must be one number"):
+        LinearGRPOLoss()(x, W, target, advantages=x.new_zeros(3), normalizer=x.new_ones(3))
+
+
+def test_listed_log_probs_take_no_bias():
+    x, W, target = random_head()
+    ids = torch.zeros(3, 7, 2, dtype=torch.int64, device=device())
+    listed = {"target_log_probs": torch.full((3, 7, 2), -1.0, device=device()), "target_ids": ids}
+    loss = LinearDistillationLoss(loss_type="top_k")
+    loss(x, W, target, **listed)
+    with pytest.raises(ValueError, match="no other"):
+        loss(x, W, target, **listed, ref_bias=W.new_zeros(30))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "rloo", "gmpo", "dr_grpo", "dapo"])
+def test_compiled_for_completions_of_any_length(loss_type):
+    torch._dynamo.reset()
+    loss, (_, W, _) = LinearGRPOLoss(loss_type=loss_type), random_head()
+    compiled = torch.compile(
+        lambda x, y, a: loss(x, W, y, advantages=a).loss, backend="eager", fullgraph=True
+    )
+    for T in (5, 7, 9):
+        make = Builder(torch.float32, device(), T)
+        given = make.normal(4, T, 8), make.integers(30, 4, T), make.normal(4)
+        close(compiled(*given), loss(given[0], W, given[1], advantages=given[2]).loss.detach())

@@ -23,7 +23,7 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
-from .glu_options import Options, glu_options
+from .glu_options import Options, check_options, glu_options
 from .pointwise import TILE, act_ref, flat_rows, gate_and_up
 
 __all__ = ["GLU", "GeGLU", "SwiGLU", "geglu", "glu", "glu_bwd", "glu_fwd", "glu_ref", "swiglu"]
@@ -246,6 +246,7 @@ class GLU(torch.nn.Module):
 
     def __init__(self, activation: str = "silu", **options: Any):
         super().__init__()
+        check_options(type(self).__name__, activation, **options)
         self.activation, self.options = activation, options
 
     def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .glu import glu_bwd, glu_fwd, glu_ref
-from .glu_options import Options, glu_options
+from .glu_options import Options, check_options, glu_options
 
 __all__ = ["GLULinear", "glu_linear", "glu_linear_ref"]
 
@@ -170,6 +170,8 @@ def glu_linear(
     Source: Shazeer 2020, arXiv:2002.05202.
     """
     name = "glu_linear"
+    if not gate.ndim:
+        raise ValueError(f"{name}: gate {tuple(gate.shape)} must be [..., N]")
     options = glu_options(name, gate, up, activation, layout, alpha, limit, up_offset, clamp)
     dtype = gate.dtype if up is None else torch.promote_types(gate.dtype, up.dtype)
     cast = autocast_dtype(gate.device.type)
@@ -210,6 +212,7 @@ class GLULinear(torch.nn.Linear):
         dtype: Any = None, *, activation: str = "silu", **options: Any,
     ):  # fmt: skip
         super().__init__(in_features, out_features, bias, device, dtype)
+        check_options("GLULinear", activation, **options)
         self.activation, self.options = activation, options
 
     def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .pointwise import ACTIVATIONS
 
-__all__ = ["Options", "glu_options"]
+__all__ = ["Options", "check_options", "glu_options"]
 
 # layout, activation, clamp and, None where without effect, alpha, limit, up_offset
 Options = tuple[str, str, str, float | None, float | None, float | None]
@@ -16,13 +16,11 @@ CHOICES = {
 }
 
 
-def glu_options(
-    name: str, gate: Tensor, up: Tensor | None, activation: str, layout: str, alpha: float,
-    limit: float | None, up_offset: float, clamp: str,
-) -> Options:  # fmt: skip
-    """Raises where arguments of `name` do not fit each other. A traced width of two halves is a
-    constant from here on: a half of one column is none to a symbol.
-    """
+def check_options(
+    name: str, activation: str, layout: str = "concatenated", alpha: float = 1.0,
+    limit: float | None = None, up_offset: float = 0.0, clamp: str = "before",
+) -> None:  # fmt: skip
+    """Raises where options of `name` are unknown or do not fit each other."""
     for what, value in (("activation", activation), ("layout", layout), ("clamp", clamp)):
         if value not in CHOICES[what]:
             known = ", ".join(CHOICES[what])
@@ -31,6 +29,16 @@ def glu_options(
         raise ValueError(f"{name}: alpha {alpha} is for the silu, not for {activation}")
     if limit is not None and not limit > 0:
         raise ValueError(f"{name}: limit must be positive, got {limit}")
+
+
+def glu_options(
+    name: str, gate: Tensor, up: Tensor | None, activation: str, layout: str, alpha: float,
+    limit: float | None, up_offset: float, clamp: str,
+) -> Options:  # fmt: skip
+    """Raises where arguments of `name` do not fit each other. A traced width of two halves is a
+    constant from here on: a half of one column is none to a symbol.
+    """
+    check_options(name, activation, layout, alpha, limit, up_offset, clamp)
     if up is not None and layout != "concatenated":
         raise ValueError(f"{name}: layout {layout} is for gate and up in one tensor")
     if up is None and (gate.ndim < 1 or gate.shape[-1] % 2):

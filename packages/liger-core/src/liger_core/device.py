@@ -19,7 +19,7 @@ class DeviceInfo:
     sm_90 or gfx942.
 
     `num_sms` counts streaming multiprocessors (compute units on AMD and Intel), 0 on a CPU;
-    `memory` is in bytes, 0 on a CPU; `triton` tells whether ops run their Triton kernels there.
+    `memory` is in bytes, 0 on a CPU.
     """
 
     vendor: str
@@ -27,7 +27,6 @@ class DeviceInfo:
     arch: str
     num_sms: int
     memory: int
-    triton: bool
 
 
 _INFO: dict[torch.device, DeviceInfo] = {}
@@ -95,18 +94,13 @@ def _query(device: torch.device) -> DeviceInfo:
         p = torch.cuda.get_device_properties(device)
         if torch.version.hip:
             arch = p.gcnArchName.split(":")[0]
-            return DeviceInfo(
-                "amd", p.name, arch, p.multi_processor_count, p.total_memory, HAS_TRITON
-            )
-        triton = HAS_TRITON and _compiles(p)
+            return DeviceInfo("amd", p.name, arch, p.multi_processor_count, p.total_memory)
         arch = f"sm_{p.major}{p.minor}"
-        return DeviceInfo("nvidia", p.name, arch, p.multi_processor_count, p.total_memory, triton)
+        return DeviceInfo("nvidia", p.name, arch, p.multi_processor_count, p.total_memory)
     if device.type == "xpu":
         xpu = torch.xpu.get_device_properties(device)
-        return DeviceInfo(
-            "intel", xpu.name, "xpu", xpu.gpu_subslice_count, xpu.total_memory, HAS_TRITON
-        )
+        return DeviceInfo("intel", xpu.name, "xpu", xpu.gpu_subslice_count, xpu.total_memory)
     if device.type == "npu":
         npu = torch.get_device_module("npu").get_device_properties(device)
-        return DeviceInfo("ascend", npu.name, "npu", 0, npu.total_memory, False)
-    return DeviceInfo("none", device.type, device.type, 0, 0, False)
+        return DeviceInfo("ascend", npu.name, "npu", 0, npu.total_memory)
+    return DeviceInfo("none", device.type, device.type, 0, 0)

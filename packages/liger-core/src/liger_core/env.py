@@ -92,7 +92,12 @@ def _packages() -> list[str]:
 
 
 def _versions() -> dict[str, str | None]:
-    ours = {name.replace("_", "-"): _version_of_ours(name) for name in _packages()}
+    # liger-compat has the import name of another distribution
+    distributions = metadata.packages_distributions()
+    ours = {
+        distributions.get(name, [name.replace("_", "-")])[0]: _version_of_ours(name)
+        for name in _packages()
+    }
     try:
         transformers = metadata.version("transformers")
     except metadata.PackageNotFoundError:

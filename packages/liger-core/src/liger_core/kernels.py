@@ -79,8 +79,8 @@ def log2(x):
 
 @triton.jit
 def _sum_partials_kernel(PARTIALS, OUT, P, N, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
-    group = tl.program_id(1).to(tl.int64)
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    group = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = cols < N
     total = tl.zeros((BLOCK_P, BLOCK_N), dtype=PARTIALS.dtype.element_ty)
     for start in range(0, P, BLOCK_P):
@@ -102,7 +102,7 @@ def sum_partials(
     out = torch.empty(shape or (*groups, N), dtype=dtype, device=partials.device)
     block_n = 16 if N < 2048 else 32 if N < 16384 else 128
     launch(
-        _sum_partials_kernel, (ceil_div(N, block_n), out.numel() // N),
+        _sum_partials_kernel, (out.numel() // N, ceil_div(N, block_n)),
         partials, out, P, N,
         num_warps=4, BLOCK_P=64, BLOCK_N=block_n,
     )  # fmt: skip

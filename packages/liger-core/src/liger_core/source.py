@@ -104,8 +104,13 @@ def _text(module: str, path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if module != LANG:
         return text
-    kept = [node for node in ast.parse(text).body if not STAND_INS & set(_bound(node))]
-    return "\n".join([REAL_TRITON, *(ast.get_source_segment(text, node) or "" for node in kept)])
+    kept, lines, end = [REAL_TRITON], text.split("\n"), 0
+    for node in ast.parse(text).body:
+        # with the comments above it
+        if not STAND_INS & set(_bound(node)):
+            kept += lines[end : node.end_lineno]
+        end = node.end_lineno or end
+    return "\n".join(kept)
 
 
 def _bound(node: ast.AST) -> Iterator[str]:

@@ -21,31 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .logit_ops import REPLAY, TORCH_FUNCTIONS, is_number
 from .window import opened
 
-__all__ = ["DeferredLogits", "fold"]
-
-# what is recorded, and how it is done on real logits
-REPLAY: dict[str, Callable[[Tensor, Any], Tensor]] = {
-    "mul": lambda logits, number: logits * number,
-    "div": lambda logits, number: logits / number,
-    "tanh": lambda logits, _: logits.tanh(),
-    "to": lambda logits, dtype: logits.to(dtype),
-    "contiguous": lambda logits, _: logits.contiguous(),
-    "classes": lambda logits, number: logits[..., :number],
-}
-TORCH_FUNCTIONS: dict[Any, str] = {
-    torch.mul: "mul",
-    torch.multiply: "mul",
-    torch.div: "div",
-    torch.divide: "div",
-    torch.true_divide: "div",
-    torch.tanh: "tanh",
-}
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+__all__ = ["DeferredLogits", "whole_shape"]
 
 
 class DeferredLogits:
@@ -107,12 +86,12 @@ class DeferredLogits:
         return later
 
     def __mul__(self, other: Any) -> Any:
-        return self._record("mul", other) if _number(other) else self.materialize() * other
+        return self._record("mul", other) if is_number(other) else self.materialize() * other
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Any:
-        return self._record("div", other) if _number(other) else self.materialize() / other
+        return self._record("div", other) if is_number(other) else self.materialize() / other
 
     def tanh(self) -> Any:
         return self._record("tanh")
@@ -139,7 +118,7 @@ class DeferredLogits:
     @property
     def shape(self) -> torch.Size:
         numbers = [value for name, value in self.ops if name == "classes"]
-        return torch.Size((*self.hidden.shape[:-1], min([self.head.out_features, *numbers])))
+        return torch.Size((*self.hidden.shape[:-1], min([whole_shape(self.head)[0], *numbers])))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,7 +165,7 @@ class DeferredLogits:
         kwargs = kwargs or {}
         name = TORCH_FUNCTIONS.get(func)
         alone = name is not None and not kwargs and isinstance(args[0], cls)
-        if alone and (name == "tanh" or _number(args[1])):
+        if alone and (name == "tanh" or is_number(args[1])):
             return args[0]._record(name, *args[1:])
         args, kwargs = tree_map_only(cls, cls.materialize, (args, kwargs))
         return func(*args, **kwargs)
@@ -204,6 +183,15 @@ def _version(head: nn.Linear) -> tuple[int, int] | None:
     return (id(weight), weight._version) if isinstance(weight, nn.Parameter) else None
 
 
+def whole_shape(head: Any) -> tuple[int, int]:
+    """[V, H] of a head's weight. PEFT swaps the numbers of features of a copy that is tied to an
+    embedding; of a weight that is taken apart these two are what is left.
+    """
+    weight = head.weight
+    whole = type(weight) is nn.Parameter and weight.ndim == 2
+    return tuple(weight.shape) if whole else (head.out_features, head.in_features)
+
+
 def _through_tensor(name: str) -> Callable[..., Any]:
     def method(self: DeferredLogits, *args: Any) -> Any:
         return getattr(self.materialize(), name)(*args)
@@ -212,36 +200,28 @@ def _through_tensor(name: str) -> Callable[..., Any]:
     return method
 
 
+def _in_place(name: str) -> Callable[..., Any]:
+    recorded = {"__imul__": "mul", "__itruediv__": "div"}.get(name)
+
+    def method(self: DeferredLogits, other: Any) -> DeferredLogits:
+        if recorded is not None and self.tensor is None and is_number(other):
+            self.ops = (*self.ops, (recorded, other))
+        else:
+            getattr(self.materialize(), name)(other)
+        return self
+
+    method.__name__ = name
+    return method
+
+
 # Python looks operators up on the class, past __getattr__
+IN_PLACE = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor"
 OPERATORS = """
     add radd sub rsub rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg pos abs
     invert eq ne lt le gt ge and or xor setitem bool float int index contains array format
 """
 for _name in OPERATORS.split():
     setattr(DeferredLogits, f"__{_name}__", _through_tensor(f"__{_name}__"))
+for _name in IN_PLACE.split():
+    setattr(DeferredLogits, f"__{_name}__", _in_place(f"__{_name}__"))
 DeferredLogits.__hash__ = object.__hash__  # type: ignore[method-assign]
-
-
-def fold(ops: tuple[tuple[str, Any], ...]) -> dict[str, Any] | None:
-    """The options of a linear loss that do the same as `ops`; None where there are none.
-
-    z = logit_scale * x, or softcap * tanh(logit_scale * x / softcap) for logits x. `classes`, where
-    there is one, is the number of rows of the head's weight that are used.
-    """
-    scale, cap = 1.0, None
-    options: dict[str, Any] = {}
-    for name, value in ops:
-        if name == "classes":
-            options["classes"] = min(value, options.get("classes", value))
-        elif name == "tanh":
-            if cap is not None:
-                return None
-            cap = 1.0
-        elif name in ("mul", "div"):
-            if not value:
-                return None
-            factor = value if name == "mul" else 1.0 / value
-            scale, cap = (scale * factor, None) if cap is None else (scale, cap * factor)
-    if cap is None:
-        return options | {"logit_scale": scale}
-    return options | {"softcap": cap, "logit_scale": scale * cap} if cap > 0 else None

@@ -8,6 +8,7 @@ from torch import nn
 from .experts import EXPERTS
 from .find_head import find_heads
 from .forms import Part, Verdict, load
+from .mask import MASK
 from .mlp import MLP
 from .norms import NORMS
 from .probe import probing, reseed
@@ -17,7 +18,7 @@ from .rotary import ROPE
 
 __all__ = ["find"]
 
-PARTS = (NORMS, MLP, EXPERTS, ROPE)
+PARTS = (NORMS, MLP, EXPERTS, ROPE, MASK)
 FLATTENED = "FullyShardedDataParallel has flattened its parameters; patch before it wraps the model"
 
 

@@ -2,7 +2,8 @@
 
 A recogniser is a `Part`. It holds its canonical forms as rows of data that say how an op is called,
 runs the op and a layer's own code on a small input, and takes the first row that agrees. Nothing
-decides by the name of a model, a class or an attribute.
+decides by the name of a model, a class or an attribute; by the name of its class, a layer that no
+form fits is worth a row of the report or not.
 """
 
 import importlib

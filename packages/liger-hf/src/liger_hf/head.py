@@ -13,14 +13,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .deferred import DeferredLogits, fold
-from .replaced import Missing, Patch
+from .deferred import DeferredLogits, whole_shape
+from .logit_ops import fold
+from .replaced import ModelForward, Patch
 from .reporting import Row
 from .window import deferring, opened
 
@@ -59,7 +59,7 @@ class HeadPatch(Patch):
 
     def _check_gathered(self) -> None:
         head: Any = self.module
-        whole = (head.out_features, head.in_features)
+        whole = whole_shape(head)
         if type(head.weight) not in (nn.Parameter, Tensor) or head.weight.shape != whole:
             raise RuntimeError(
                 f"liger_hf: weight of {self.row.path} is {type(head.weight).__name__} "
@@ -69,7 +69,7 @@ class HeadPatch(Patch):
             )
 
 
-class ModelPatch(Patch):
+class ModelPatch(ModelForward):
     """Hands real logits on, unless a loss was computed or `skip_logits` leaves them out.
 
     Attributes:
@@ -82,23 +82,6 @@ class ModelPatch(Patch):
         super().__init__(model, row)
         self.contract: Callable[..., Any] | None = None
 
-    @property
-    def replacement(self) -> Callable[..., Any]:
-        """An object, as methods have no `__wrapped__` of their own."""
-        return self
-
-    @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
-        if self.original is Missing.MISSING:
-            return getattr(type(self.module), self.name).__get__(self.module)
-        return self.original
-
-    @property
-    def __code__(self) -> CodeType:
-        """For torch.export, which names the forward that it exports by file and line."""
-        return type(self).__call__.__code__
-
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
         # accelerate's unwrap_model binds the innermost forward it finds to the model once more
         args = args[1:] if args and args[0] is self.module else args
@@ -106,15 +89,14 @@ class ModelPatch(Patch):
             return self.inner(*args, **kwargs)
         if self.contract is not None and kwargs.pop("fused_lm_head", False):
             return self.contract(self, *args, **kwargs)
-        if not skip_logits:
+        # Trainer also takes the labels out, where it computes another loss from the logits
+        if not skip_logits or kwargs.get("labels") is None:
             with opened(self._entry()):
                 outputs = self.inner(*args, **kwargs)
             return _settled(outputs)
         outputs = self.without_logits(*args, **kwargs)
         if type(outputs) is tuple:
             return tuple(value for value in outputs if not isinstance(value, DeferredLogits))
-        if outputs.loss is None:
-            raise ValueError("skip_logits=True asks for the loss alone, which needs labels")
         # made anew: an output keeps what it was made of among its items, whatever is set later
         return replace(outputs, logits=None)
 

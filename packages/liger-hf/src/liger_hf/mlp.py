@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .forms import TOLERANCE, Part, Verdict, closest, load
-from .plain_linear import are_held, held, is_plain_linear
+from .plain_linear import are_held, dtype_of, held, is_plain_linear
 from .probe import bare, difference, fingerprint, inputs, is_linear, normal, reseed
 from .replaced import Patch
 from .reporting import Row
@@ -17,8 +17,7 @@ from .reporting import Row
 __all__ = ["LAYOUTS", "MLP", "Form", "forms"]
 
 PACKAGE = "liger_activations"
-# the op with the last projection in it, of the same options as "glu"
-FUSED = "glu_linear"
+FUSED = "glu_linear"  # "glu" with the last projection in it
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu_squared", "sigmoid")
 LAYOUTS = {
     "concatenated": "gate|up in one",
@@ -91,13 +90,14 @@ class MLPPatch(Patch):
         self.skipped = held(module, {*into, between, down})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.active or len(args) + len(kwargs) != 1 or not are_held(self.skipped):
+        module, down = self.module, getattr(self.module, self.down)
+        # T5 keeps its last projection in fp32, and casts what goes into it
+        cast = dtype_of(down) not in (None, dtype_of(getattr(module, self.into[0])))
+        if cast or not self.active or len(args) + len(kwargs) != 1 or not are_held(self.skipped):
             return self.inner(*args, **kwargs)
         (x,) = (*args, *kwargs.values())
-        module = self.module
         # through the children's own __call__: by now they may be adapted, quantised or sharded
         hidden = [getattr(module, name)(x) for name in self.into]
-        down = getattr(module, self.down)
         if self.fused is not None and is_plain_linear(down, hidden[0]):
             gate, up = hidden if len(hidden) == 2 else (*hidden, None)
             y = self.form(self.fused, module, gate, up, down.weight, down.bias)

@@ -25,6 +25,7 @@ def apply(
     mlp: bool = True,
     moe: bool = True,
     rope: bool = True,
+    mask: bool = True,
     loss: bool = True,
 ) -> Report:
     """Replace norms, MLPs, experts, rotary embeddings, and head with loss by Liger kernels.
@@ -41,6 +42,9 @@ def apply(
         moe: the gate of experts that go by transformers' experts interface, likewise; the products
             beside it stay those of torch.
         rope: rotary embeddings in attention layers, on `liger_rope`.
+        mask: in training without an attention mask and positions, no look for packed sequences in
+            the positions that the model makes itself: a wait for the device at the start of every
+            step and, compiled, an explicit mask.
         loss: in training with labels, the loss is computed from hidden states on `liger_losses`,
             and `outputs.logits` turns into real logits when something reads it. In evaluation and
             without labels logits are real. A batch without a single label to learn gives 0, where
@@ -55,7 +59,7 @@ def apply(
         ValueError: nothing could be replaced; the message holds the report.
     """
     with _lock:
-        flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
+        flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "mask": mask, "loss": loss}
         return _apply(model, flags)[0]
 
 
@@ -66,6 +70,7 @@ def report(
     mlp: bool = True,
     moe: bool = True,
     rope: bool = True,
+    mask: bool = True,
     loss: bool = True,
 ) -> Report:
     """What `apply` with these arguments would do, without doing it.
@@ -73,7 +78,10 @@ def report(
     Raises TypeError where `model` is not a module.
     """
     with _lock:
-        return _plan(model, {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss})[0]
+        return _plan(
+            model,
+            {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "mask": mask, "loss": loss},
+        )[0]
 
 
 def explain(model: nn.Module) -> None:
@@ -104,10 +112,11 @@ def applied(
     mlp: bool = True,
     moe: bool = True,
     rope: bool = True,
+    mask: bool = True,
     loss: bool = True,
 ) -> Iterator[Report]:
     """`apply` for the length of a `with` block. Patches that were there before it stay."""
-    flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "loss": loss}
+    flags = {"norms": norms, "mlp": mlp, "moe": moe, "rope": rope, "mask": mask, "loss": loss}
     with _lock:
         result, installed = _apply(model, flags)
     try:
@@ -135,7 +144,9 @@ def _plan(model: nn.Module, flags: dict[str, bool]) -> tuple[Report, list[Patch]
 
 def _apply(model: nn.Module, flags: dict[str, bool]) -> tuple[Report, list[Patch]]:
     result, planned = _plan(model, flags)
-    if not result.patched:
+    # a mask is no kernel: alone, it would look like a patched model to who asked for more
+    found = {row.part for row in result.patched}
+    if not found or (found == {"mask"} and any(on for flag, on in flags.items() if flag != "mask")):
         raise NothingToReplace(f"liger_hf: nothing to replace in {type(model).__name__}\n{result}")
     installed: list[Patch] = []
     try:

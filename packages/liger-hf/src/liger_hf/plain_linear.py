@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .probe import settings
 
-__all__ = ["Held", "are_held", "held", "is_plain_linear"]
+__all__ = ["Held", "are_held", "dtype_of", "held", "is_plain_linear"]
 
 
 class Held(NamedTuple):
@@ -76,3 +76,9 @@ def is_plain_linear(module: Any, input: Tensor) -> bool:
         for p in (module.weight, module.bias)
         if p is not None
     )
+
+
+def dtype_of(linear: Any) -> torch.dtype | None:
+    """Of its weight; None where that is packed, or has another name."""
+    weight = getattr(linear, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else None

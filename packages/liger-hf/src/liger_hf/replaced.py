@@ -12,13 +12,14 @@ inside it becomes a pass-through.
 
 from collections.abc import Callable
 from enum import Enum
+from types import CodeType
 from typing import Any
 
 from torch import nn
 
 from .reporting import Row
 
-__all__ = ["RECORD", "Missing", "Patch", "leftover", "patches"]
+__all__ = ["RECORD", "Missing", "ModelForward", "Patch", "leftover", "patches"]
 
 RECORD = "_liger_hf"
 
@@ -95,6 +96,29 @@ class Patch:
         record.pop(self.slot, None)
         if not record:
             attributes.pop(RECORD, None)
+
+
+class ModelForward(Patch):
+    """A replacement of the forward of a whole model, whose signature and code others look at."""
+
+    __slots__ = ()
+
+    @property
+    def replacement(self) -> Callable[..., Any]:
+        """An object, as methods have no `__wrapped__` of their own."""
+        return self
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
+        if self.original is Missing.MISSING:
+            return getattr(type(self.module), self.name).__get__(self.module)
+        return self.original
+
+    @property
+    def __code__(self) -> CodeType:
+        """For torch.export, which names the forward that it exports by file and line."""
+        return type(self).__call__.__code__
 
 
 def patches(module: nn.Module) -> list[Patch]:

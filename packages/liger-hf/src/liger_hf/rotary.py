@@ -3,70 +3,46 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from .forms import Part, Verdict, load
-from .probe import Same
-from .rebind import rebind
-from .replaced import Patch
+from .rebind import Rebound, rebound
 from .reporting import Row
 from .rotations import PACKAGE, Rotation, recognise
 
 __all__ = ["ROPE"]
 
 
-def _rebound(
-    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...]
-) -> types.FunctionType:
-    ops = tuple(load(PACKAGE, r.form.op) for _, r in rotations)
-    return _with_ops(forward, rotations, ops, tuple(_globals(forward)))
-
-
-# One copy for all layers of a class: compiled code of one layer then serves the next. `seen` are
-# the globals that it reaches, as they are: a copy keeps those of its time.
+# one for all layers that turn alike, whose copies are told apart by it
 @functools.cache
-def _with_ops(
-    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...], ops: tuple[Any, ...],
-    seen: tuple[Same, ...],
-) -> types.FunctionType:  # fmt: skip
-    bound = {name: r.bind(op) for (name, r), op in zip(rotations, ops, strict=True)}
-    return rebind(forward, bound)
+def _bound(rotation: Rotation, op: Any) -> Callable[..., Any]:
+    return rotation.bind(op)
 
 
-def _globals(forward: Callable[..., Any]) -> Iterator[Same]:
-    """Of the names that a forward, and the functions inside it, may look up; missing ones too."""
-    inner = inspect.unwrap(forward)
-    codes = [inner.__code__] if isinstance(inner, types.FunctionType) else []
-    while codes:
-        code = codes.pop()
-        yield from (Same(inner.__globals__.get(name)) for name in code.co_names)
-        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-
-
-class RotaryPatch(Patch):
-    __slots__ = ("function", "rotations")
+class RotaryPatch(Rebound):
+    __slots__ = ("rotations",)
 
     def __init__(self, module: nn.Module, row: Row, rotations: tuple[tuple[str, Rotation], ...]):
         super().__init__(module, row)
         self.rotations = rotations
-        self.function = _rebound(type(module).forward, rotations)
+        self.function = self.make()
+
+    def make(self) -> types.FunctionType:
+        return _rebound(type(self.module).forward, self.rotations)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.inner(*args, **kwargs)
         return self.function(self.module, *args, **kwargs)
 
-    # a copied function has no importable name: pickles and deep copies make it once more
-    def __getstate__(self) -> dict[str, Any]:
-        return {slot: getattr(self, slot) for slot in (*Patch.__slots__, "rotations")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for slot, value in state.items():
-            setattr(self, slot, value)
-        self.function = _rebound(type(self.module).forward, self.rotations)
+def _rebound(
+    forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...]
+) -> types.FunctionType:
+    return rebound(forward, {name: _bound(r, load(PACKAGE, r.form.op)) for name, r in rotations})
 
 
 def _rotations(module: nn.Module) -> dict[str, Callable[..., Any]]:

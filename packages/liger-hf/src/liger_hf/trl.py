@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .deferred import DeferredLogits, fold
+from .deferred import DeferredLogits
 from .find_head import language_models
 from .forms import load
 from .head import HeadPatch, ModelPatch, linear_op, targets
+from .logit_ops import fold
 from .patch import NothingToReplace, apply as apply_to_model, report
 from .replaced import patches
 from .reporting import Report, Row

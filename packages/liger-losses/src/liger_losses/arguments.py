@@ -10,7 +10,7 @@ from torch.autograd.forward_ad import unpack_dual
 from .row_loss import Settings
 
 __all__ = [
-    "check_frozen", "check_head", "check_loss", "check_range", "check_tangents", "check_target",
+    "check_frozen", "check_head", "check_loss", "check_plain", "check_range", "check_target",
     "is_static", "mean_scale",
 ]  # fmt: skip
 
@@ -43,19 +43,22 @@ def mean_scale(
 
 
 def is_static(x: Tensor) -> bool:
-    """Whether nothing may be read from the device: in a traced or captured graph."""
-    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether nothing can be read from the device: in a graph, traced or captured, or of meta."""
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return torch.compiler.is_compiling() or x.is_meta or capturing
 
 
 def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | None) -> None:
     """Raises where hidden states, head and targets do not fit each other."""
-    check_tangents(name, input, W, b)
+    check_plain(name, input, W, b)
     shapes = [tuple(t.shape) for t in (input, W, target)]
     if input.ndim < 1 or W.ndim != 2 or shapes[0] != (*shapes[2], shapes[1][1]):
         raise ValueError(
             f"{name}: input, linear_weight and target must be [..., H], [V, H] and [...], "
             f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
+    if 0 in shapes[1]:
+        raise ValueError(f"{name}: linear_weight {shapes[1]} must be [V, H], V > 0 and H > 0")
     if b is not None and b.shape != W.shape[:1]:
         raise ValueError(f"{name}: linear_bias {tuple(b.shape)} must be [V] with V = {W.shape[0]}")
     for what, tensor in (("linear_weight", W), ("linear_bias", b)):
@@ -67,12 +70,17 @@ def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | 
         raise TypeError(f"{name}: input {input.dtype} must be floating point")
 
 
-def check_tangents(name: str, *tensors: Tensor | None) -> None:
-    """Raises for dual tensors, since the operators of linear heads would drop their tangents."""
+def check_plain(name: str, *tensors: Tensor | None) -> None:
+    """Raises for dual tensors and for those of transforms of torch.func, since the operators of
+    linear heads would drop their tangents, and gradients of a batch of them.
+    """
     if torch.compiler.is_compiling():
         return
-    if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(f"{name} has no forward-mode differentiation")
+    for t in tensors:
+        if t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t):
+            raise NotImplementedError(f"{name} works under no transform of torch.func")
+        if t is not None and unpack_dual(t).tangent is not None:
+            raise NotImplementedError(f"{name} has no forward-mode differentiation")
 
 
 def check_target(
@@ -88,9 +96,9 @@ def check_target(
         raise TypeError(f"{name}: target {target.dtype} must be int64 or int32")
     if target.device != device:
         raise ValueError(f"{name}: input is on {device}, target on {target.device}")
-    if softcap is not None and softcap <= 0.0:
+    if softcap is not None and not 0.0 < softcap < math.inf:
         raise ValueError(f"{name}: softcap must be positive, got {softcap}")
-    if logit_scale <= 0.0:
+    if not 0.0 < logit_scale < math.inf:
         raise ValueError(f"{name}: logit_scale must be positive, got {logit_scale}")
 
 

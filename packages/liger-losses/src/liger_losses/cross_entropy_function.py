@@ -7,7 +7,7 @@ from liger_core.autograd import once_differentiable
 from liger_core.kernels import scale_
 
 from .row_loss import Rows, row_loss_bwd, row_loss_fwd
-from .tokens import weighted
+from .tokens import half_factor, weighted
 
 __all__ = ["CrossEntropyFunction", "InplaceCrossEntropyFunction"]
 
@@ -51,14 +51,14 @@ class InplaceCrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, tokens, weight, settings, metrics):
-        # fp16 gradients of a mean underflow: they stay those of the sum until the backward, which
-        # knows the loss scale
-        scale, half = tokens.scale, x.dtype == torch.float16
-        g = weighted(torch.ones_like(scale) if half else scale, tokens.weight)
+        factor, half = tokens.scale, x.dtype == torch.float16
+        if half:
+            factor = half_factor(factor, tokens.weight, tokens.by_probability)
+        g = weighted(factor, tokens.weight)
         rows = row_loss_fwd(
             x, tokens.target, weight, settings, x, g, metrics, tokens.by_probability
         )
-        ctx.save_for_backward(scale if half else None)
+        ctx.save_for_backward(tokens.scale / factor if half else None)
         torch.autograd.graph.increment_version(x)
         ctx.dx = x.detach()
         return _shown(ctx, tokens.reduced(rows.loss, rows.log_prob), rows)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import check_frozen, check_tangents, mean_scale
+from .arguments import check_frozen, check_plain, mean_scale
 from .divergence_torch import Divergence
 
 __all__ = [
@@ -103,7 +103,7 @@ def check_beta(name: str, beta: float) -> str:
 
 def check_student(name: str, x: Tensor, W: Tensor, b: Tensor | None, what: str = "student") -> None:
     """Raises unless hidden states, weight and bias of a head fit each other."""
-    check_tangents(name, x, W, b)
+    check_plain(name, x, W, b)
     if x.ndim < 1 or W.ndim != 2 or x.shape[-1] != W.shape[1] or not W.shape[0]:
         raise ValueError(
             f"{name}: {what}_input and {what}_weight must be [..., H] and [V, H], V > 0, got "

@@ -12,7 +12,7 @@ from torch import Tensor
 from .chunk_loop import linear_cross_entropy_bwd, linear_cross_entropy_fwd
 from .handed_out import NAMESPACE, cast_to_inputs, fake_grads, hand_out
 from .row_loss import Rows, Settings, empty_rows
-from .tokens import weighted
+from .tokens import half_factor, weighted
 
 __all__ = ["head_loss"]
 
@@ -28,9 +28,9 @@ def head_loss(
     weight of its token) * scale and its gradients; [0] where absent.
     """
     settings = Settings(ignore_index, label_smoothing, z_loss, softcap, logit_scale)
-    # fp16 gradients of a mean underflow: they stay gradients of the sum until the backward knows
-    # the loss scale
-    g = weighted(torch.ones_like(scale) if x.dtype == torch.float16 else scale, token_weight)
+    half = x.dtype == torch.float16
+    g = half_factor(scale, token_weight, by_probability) if half else scale
+    g = weighted(g, token_weight)
     rows, grads = linear_cross_entropy_fwd(
         x, W, b, target, weight, None if per_token else g, need, settings, chunk_bytes, static,
         metrics, by_probability,
@@ -74,14 +74,15 @@ def _(g, x, W, b, target, weight, lse, rest, need, *settings):
 
 
 def _loss_context(ctx, inputs, output):
-    x, W, b, target, weight, _, scale, need, *settings, per_token, _, _ = inputs
+    x, W, b, target, weight, token_weight, scale, need, *settings, per_token, _, by_prob = inputs
     _, lse, rest, _, _, *grads = output
     ctx.need, ctx.settings, ctx.handed_out = need, settings, False
     ctx.others = (None,) * (len(inputs) - 3)
     ctx.dtypes = [None if t is None else t.dtype for t in (x, W, b)]
     # statistics and gradients are outputs to autograd; none will ever flow into them
     ctx.set_materialize_grads(False)
-    scale = scale if x.dtype == torch.float16 else None
+    half = x.dtype == torch.float16
+    scale = scale / half_factor(scale, token_weight, by_prob) if half else None
     ctx.save_for_backward(*((x, W, b, target, weight, lse, rest) if per_token else (scale, *grads)))
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from liger_core.kernels import power_of_2, scale_
+from liger_core.kernels import scale_
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -127,6 +127,9 @@ def loss_of_runs(
         if any(need) and len(x):
             gs = part.gradients(total, leaves)
             if scale is not None:
+                # what a function leaves for tokens that do not count may be NaN
+                counts = labels != logits.ignore_index
+                gs = Stats(*(g if g is None else g.where(counts, 0.0) for g in gs))
                 gs, scale = _scaled(gs, scale, [] if first else grads)
             z = whole_rows(buffer)
             row_stats_bwd(z, labels, stats, gs, logits, z, buffer.shape[1])
@@ -161,11 +164,9 @@ def sum_of_counted(losses: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 def _half_scale(x: Tensor) -> Tensor | None:
     """By what gradients are multiplied until the backward, which knows the loss scale: those of a
-    mean underflow in fp16.
+    mean underflow in fp16. Before the first chunk as much as it may be, see `_scaled`.
     """
-    if x.dtype != torch.float16:
-        return None
-    return torch.full((), float(power_of_2(len(x))), device=x.device)
+    return torch.full((), 2.0**60, device=x.device) if x.dtype == torch.float16 else None
 
 
 def _scaled(gs: Stats, scale: Tensor, grads: Sequence[Tensor | None]) -> tuple[Stats, Tensor]:

@@ -10,7 +10,13 @@ from torch import Tensor
 from .arguments import check_frozen, mean_scale
 from .row_loss import Settings
 
-__all__ = ["CrossEntropyMetrics", "Tokens", "metrics_of", "shifted", "tokens_of", "weighted"]
+__all__ = [
+    "CrossEntropyMetrics", "Tokens", "half_factor", "metrics_of", "shifted", "tokens_of",
+    "weighted",
+]  # fmt: skip
+
+# what probabilities of tokens are multiplied by: they are small, and p (1 - p) at most 1 / 4
+_PROBABILITY = 2.0**13
 
 
 class CrossEntropyMetrics(NamedTuple):
@@ -43,6 +49,19 @@ def weighted(loss: Tensor, token_weight: Tensor | None, log_prob: Tensor | None 
     if log_prob is not None:
         token_weight = log_prob.detach().exp()
     return loss if token_weight is None else loss * token_weight
+
+
+def half_factor(scale: Tensor, token_weight: Tensor | None, by_probability: bool) -> Tensor:
+    """What fp16 gradients are multiplied by until the backward, which knows the loss scale, in
+    place of `scale`: by that of a mean they underflow. With weights of tokens a power of two, 0-d.
+    """
+    factor = torch.full_like(scale, _PROBABILITY if by_probability else 1.0)
+    if token_weight is None or not token_weight.numel():
+        return factor
+    largest = token_weight.abs().amax()
+    # exact, as log2 of a power of two need not be
+    _, exponent = torch.frexp(largest)
+    return factor.where(largest == 0, torch.exp2(-exponent.to(factor.dtype)))
 
 
 class Tokens(NamedTuple):

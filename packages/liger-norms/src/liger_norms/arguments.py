@@ -4,7 +4,7 @@ import torch
 from liger_core.kernels import specialize
 from torch import Tensor
 
-__all__ = ["check", "check_form", "eps_of"]
+__all__ = ["check", "check_beside", "check_form", "eps_of"]
 
 
 def eps_of(eps: float | None, dtype: torch.dtype) -> float:
@@ -26,22 +26,28 @@ def check(
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"{name}: x {tuple(x.shape)} must be [..., N], N > 0")
     specialize(x.shape[-1])
-    if not x.is_floating_point():
-        raise TypeError(f"{name}: x {x.dtype} must be floating point")
+    check_beside(name, x, "x", x)
     for key, w in weights.items():
         if w is None:
             continue
+        if not isinstance(w, Tensor):
+            raise TypeError(f"{name}: {key} must be a tensor, not {type(w).__name__}")
         if w.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: x {tuple(x.shape)} and {key} {tuple(w.shape)} must be [..., N] and [N]"
             )
-        if not w.is_floating_point():
-            raise TypeError(f"{name}: {key} {w.dtype} must be floating point")
-        if w.device != x.device:
-            raise ValueError(f"{name}: x is on {x.device}, {key} on {w.device}")
+        check_beside(name, x, key, w)
     check_form(name, weights.get("weight") is not None, offset, cast)
     if eps < 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}")
+
+
+def check_beside(name: str, x: Tensor, key: str, t: Tensor) -> None:
+    """Raise where `t`, called `key`, has no dtype that goes with x, or another device."""
+    if not t.is_floating_point():
+        raise TypeError(f"{name}: {key} {t.dtype} must be floating point")
+    if t.device != x.device:
+        raise ValueError(f"{name}: x is on {x.device}, {key} on {t.device}")
 
 
 def check_form(name: str, weight: bool, offset: float, cast: str) -> None:

@@ -21,6 +21,8 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
+from .arguments import check_beside
+
 __all__ = ["DyT", "dyt", "dyt_ref"]
 
 
@@ -245,10 +247,7 @@ def _check(x: Tensor, alpha: Tensor, weight: Tensor | None, bias: Tensor | None)
             raise ValueError(
                 f"dyt: x {tuple(x.shape)} and {name} {tuple(t.shape)} must be [..., N] and [N]"
             )
-        if not t.is_floating_point():
-            raise TypeError(f"dyt: {name} must be floating point, not {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"dyt: x is on {x.device}, {name} on {t.device}")
+        check_beside("dyt", x, name, t)
 
 
 class DyT(torch.nn.Module):

@@ -13,7 +13,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check, eps_of
+from .arguments import check, check_beside, eps_of
 from .layer_norm import LayerNorm, layer_norm_ref
 from .rms_norm import RMSNorm, rms_norm_ref
 from .row_norm import RowNormFunction
@@ -123,10 +123,7 @@ def _check_residual(name: str, x: Tensor, residual: Tensor) -> None:
         raise ValueError(
             f"{name}: x {tuple(x.shape)} and residual {tuple(residual.shape)} must have one shape"
         )
-    if not residual.is_floating_point():
-        raise TypeError(f"{name}: residual {residual.dtype} must be floating point")
-    if residual.device != x.device:
-        raise ValueError(f"{name}: x is on {x.device}, residual on {residual.device}")
+    check_beside(name, x, "residual", residual)
 
 
 class FusedAddRMSNorm(RMSNorm):

@@ -22,7 +22,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check, check_form
+from .arguments import check, check_beside, check_form
 from .gated_row_norm import GatedRowNormFunction
 
 __all__ = ["GatedRMSNorm", "gated_rms_norm", "gated_rms_norm_ref"]
@@ -113,18 +113,17 @@ def _check_gate(x: Tensor, gate: Tensor, K: int | None, activation: str, cast: s
     if gate.shape != x.shape:
         shapes = f"x {tuple(x.shape)} and gate {tuple(gate.shape)}"
         raise ValueError(f"gated_rms_norm: {shapes} must have one shape")
-    if not gate.is_floating_point():
-        raise TypeError(f"gated_rms_norm: gate {gate.dtype} must be floating point")
-    if gate.device != x.device:
-        raise ValueError(f"gated_rms_norm: x is on {x.device}, gate on {gate.device}")
+    check_beside("gated_rms_norm", x, "gate", gate)
     if K is not None and (K < 1 or x.shape[-1] % K):
         raise ValueError(f"gated_rms_norm: group_size {K} must divide N of x {tuple(x.shape)}")
+    _check_choices("gated_rms_norm", activation, cast)
+
+
+def _check_choices(name: str, activation: str, cast: str) -> None:
     if activation not in ("silu", "sigmoid"):
-        raise ValueError(
-            f"gated_rms_norm: activation must be 'silu' or 'sigmoid', not {activation!r}"
-        )
+        raise ValueError(f"{name}: activation must be 'silu' or 'sigmoid', not {activation!r}")
     if cast == "rstd":
-        raise ValueError("gated_rms_norm: cast must be 'after' or 'before', not 'rstd'")
+        raise ValueError(f"{name}: cast must be 'after' or 'before', not 'rstd'")
 
 
 class GatedRMSNorm(torch.nn.Module):
@@ -158,6 +157,11 @@ class GatedRMSNorm(torch.nn.Module):
         self.group_size, self.norm_before_gate = group_size, norm_before_gate
         self.activation, self.cast = activation, cast
         check_form("GatedRMSNorm", elementwise_affine, 0.0, cast)
+        _check_choices("GatedRMSNorm", activation, cast)
+        if group_size is not None and (group_size < 1 or normalized_shape % group_size):
+            raise ValueError(
+                f"GatedRMSNorm: group_size {group_size} must divide {normalized_shape}"
+            )
         weight = torch.empty(normalized_shape, device=device, dtype=dtype)
         self.weight = torch.nn.Parameter(weight) if elementwise_affine else None
         self.reset_parameters()

@@ -28,6 +28,7 @@ from liger_core.kernels import ceil_div, power_of_2, sum_partials
 from liger_core.launch import launch
 from torch import Tensor
 
+from .arguments import check_beside
 from .group_norm_kernels import _group_norm_bwd_kernel, _group_norm_fwd_kernel
 
 __all__ = ["GroupNorm", "group_norm", "group_norm_ref"]
@@ -72,8 +73,7 @@ class _Cut(NamedTuple):
     @property
     def phases(self) -> list[tuple[bool, bool]]:
         """Of each launch whether it reduces (STATS) and whether it writes the result (APPLY)."""
-        whole = self.rows * self.parts == 1
-        return [(True, True)] if whole else [(True, False), (False, True)]
+        return [(True, True)] if self.rows * self.parts == 1 else [(True, False), (False, True)]
 
 
 def _cut(D: int, S: int, itemsize: int) -> _Cut:
@@ -106,8 +106,9 @@ def group_norm_fwd(
     rstd, groups = torch.empty_like(mean), mean.numel()
     if x.numel():
         cut = _cut(D, S, x.element_size())
-        grid = ceil_div(groups, cut.config["BLOCK_G"]), cut.rows, cut.parts
-        parts = mean.new_empty((groups, *grid[1:], 3)) if len(cut.phases) > 1 else None
+        grid = ceil_div(groups, cut.config["BLOCK_G"]) * cut.rows, cut.parts
+        many = cut.rows * cut.parts
+        parts = mean.new_empty((groups, many, 3)) if many > 1 else None
         for stats, apply in cut.phases:
             launch(
                 _group_norm_fwd_kernel, grid,
@@ -136,10 +137,11 @@ def group_norm_bwd(
         grads = {i: x.new_zeros(C, dtype=dtype) for i, dtype in wanted.items()}
         return dx, grads.get(1), grads.get(2)
     cut = _cut(C // G, S, x.element_size())
-    grid = ceil_div(B * G, cut.config["BLOCK_G"]), cut.rows, cut.parts
+    grid = ceil_div(B * G, cut.config["BLOCK_G"]) * cut.rows, cut.parts
     sums = mean.new_empty((len(wanted), B * (cut.parts if cut.along else 1), C))
     at = dict(zip(wanted, sums, strict=True))
-    parts = mean.new_empty((B * G, *grid[1:], 2)) if len(cut.phases) > 1 and need[0] else None
+    many = cut.rows * cut.parts
+    parts = mean.new_empty((B * G, many, 2)) if many > 1 and need[0] else None
     for stats, apply in cut.phases if need[0] else [(True, False)]:
         launch(
             _group_norm_bwd_kernel, grid,
@@ -226,8 +228,7 @@ def _check(
         raise ValueError(
             f"group_norm: num_groups {num_groups} must divide C of x {tuple(x.shape)}, C > 0"
         )
-    if not x.is_floating_point():
-        raise TypeError(f"group_norm: x {x.dtype} must be floating point")
+    check_beside("group_norm", x, "x", x)
     for name, t in (("weight", weight), ("bias", bias)):
         if t is None:
             continue
@@ -235,10 +236,7 @@ def _check(
             raise ValueError(
                 f"group_norm: {name} {tuple(t.shape)} must be [C] of x {tuple(x.shape)}"
             )
-        if not t.is_floating_point():
-            raise TypeError(f"group_norm: {name} {t.dtype} must be floating point")
-        if t.device != x.device:
-            raise ValueError(f"group_norm: x is on {x.device}, {name} on {t.device}")
+        check_beside("group_norm", x, name, t)
     if eps < 0:
         raise ValueError(f"group_norm: eps must not be negative, got {eps}")
 

@@ -5,7 +5,7 @@ tile (ALONG) or else of whole rows. A part of a group is EACH neighbouring ones 
 row's, TILES. STATS reduces them, APPLY takes them again for the result; one launch does both where
 a part is a whole group, else the first leaves what it found in PARTS.
 
-    grid (GROUPS / BLOCK_G, rows if ALONG else 1, parts of each); GROUPS = B G
+    grid (GROUPS / BLOCK_G times rows, if ALONG, parts of each); GROUPS = B G
     tiles [BLOCK_G, BLOCK_D, BLOCK_S]; X, Y, DX, DY [GROUPS D, S]; W, B [C]; MEAN, RSTD [GROUPS]
     PARTS [GROUPS, parts, 3 or 2]; DW, DB [B, parts of a row, C], C = G D
 """
@@ -23,9 +23,9 @@ def _group_norm_fwd_kernel(
     BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     acc = MEAN.dtype.element_ty
-    group, row, k = _program(BLOCK_G, STATS)
+    group, row, k = _program(GROUPS, BLOCK_G, STATS)
     groups = group + tl.arange(0, BLOCK_G)[:, None, None]
-    part, parts, first, last = _part(row, k, TILES, EACH)
+    part, parts, first, last = _part(row, k, D, TILES, EACH, ALONG)
     at, channel, rows, mask, n = _tile(
         first, group, row, GROUPS, G, D, S, ALONG, BLOCK_G, BLOCK_D, BLOCK_S
     )
@@ -71,24 +71,25 @@ def _group_norm_fwd_kernel(
 
 
 @triton.jit
-def _program(BLOCK_G: tl.constexpr, STATS: tl.constexpr):
+def _program(GROUPS, BLOCK_G: tl.constexpr, STATS: tl.constexpr):
     """First group, row and part of a program."""
-    group, row, k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    at, k = tl.program_id(0), tl.program_id(1)
     if not STATS:
         # the last ones first: the reduction left them in L2
-        group = tl.num_programs(0) - 1 - group
-        row, k = tl.num_programs(1) - 1 - row, tl.num_programs(2) - 1 - k
-    return group * BLOCK_G, row, k
+        at, k = tl.num_programs(0) - 1 - at, tl.num_programs(1) - 1 - k
+    blocks = tl.cdiv(GROUPS, BLOCK_G)
+    return at % blocks * BLOCK_G, at // blocks, k
 
 
 @triton.jit
-def _part(row, k, TILES, EACH):
+def _part(row, k, D, TILES, EACH, ALONG: tl.constexpr):
     """Which part of its groups a program has, of how many; its first tile and the one after its
     last.
     """
-    along = tl.num_programs(2).to(tl.int64)
+    along = tl.num_programs(1).to(tl.int64)
     first = (k.to(tl.int64) * EACH).to(tl.int32)
-    return row * along + k, tl.num_programs(1) * along, first, tl.minimum(first + EACH, TILES)
+    parts = D * along if ALONG else along
+    return row * along + k, parts, first, tl.minimum(first + EACH, TILES)
 
 
 @triton.jit
@@ -159,9 +160,9 @@ def _group_norm_bwd_kernel(
     BLOCK_PARTS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    group, row, k = _program(BLOCK_G, STATS)
+    group, row, k = _program(GROUPS, BLOCK_G, STATS)
     groups = group + tl.arange(0, BLOCK_G)[:, None, None]
-    part, parts, first, last = _part(row, k, TILES, EACH)
+    part, parts, first, last = _part(row, k, D, TILES, EACH, ALONG)
     acc = MEAN.dtype.element_ty
     mean = _lookup(MEAN, groups, groups < GROUPS, acc)
     rstd = _lookup(RSTD, groups, groups < GROUPS, acc)
@@ -172,7 +173,7 @@ def _group_norm_bwd_kernel(
     if STATS:
         sums_at = (groups // G).to(tl.int64) * C
         if ALONG:
-            sums_at = ((groups // G).to(tl.int64) * tl.num_programs(2) + k) * C
+            sums_at = ((groups // G).to(tl.int64) * tl.num_programs(1) + k) * C
         dw, db = dy * xhat, dy
         if ALONG and not ONE:
             for t in tl.range(first + 1, last, num_stages=STAGES):

@@ -15,7 +15,7 @@ import torch
 from liger_core.device import use_kernels
 from torch import Tensor
 
-from .arguments import check, eps_of
+from .arguments import check, check_beside, eps_of
 from .layer_norm import LayerNorm, layer_norm_ref
 from .rms_norm import RMSNorm, rms_norm_ref
 from .row_norm import RowNormFunction
@@ -175,10 +175,7 @@ def _check_modulation(name: str, x: Tensor, scale: Tensor, shift: Tensor | None)
                 f"{name}: {key} {tuple(t.shape)} must be [N], [B, N] or broadcast to x "
                 f"{tuple(x.shape)}"
             )
-        if not t.is_floating_point():
-            raise TypeError(f"{name}: {key} {t.dtype} must be floating point")
-        if t.device != x.device:
-            raise ValueError(f"{name}: x is on {x.device}, {key} on {t.device}")
+        check_beside(name, x, key, t)
 
 
 class ModulatedRMSNorm(RMSNorm):

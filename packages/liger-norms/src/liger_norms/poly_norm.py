@@ -25,6 +25,8 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
+from .arguments import check_beside
+
 __all__ = ["PolyNorm", "poly_norm", "poly_norm_ref"]
 
 
@@ -266,10 +268,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
         shapes = f"{tuple(weight.shape)} and bias {tuple(bias.shape)}"
         raise ValueError(f"poly_norm: weight {shapes} must be [3] and [1]")
     for name, t in (("x", x), ("weight", weight), ("bias", bias)):
-        if not t.is_floating_point():
-            raise TypeError(f"poly_norm: {name} must be floating point, not {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"poly_norm: x is on {x.device}, {name} on {t.device}")
+        check_beside("poly_norm", x, name, t)
     if eps < 0:
         raise ValueError(f"poly_norm: eps must not be negative, got {eps}")
 

@@ -45,7 +45,7 @@ def rms_norm_ref(
 def rms_norm(
     x: Tensor,
     weight: Tensor | None = None,
-    eps: float = 1e-6,
+    eps: float | None = 1e-6,
     *,
     offset: float = 0.0,
     cast: str = "after",
@@ -55,7 +55,8 @@ def rms_norm(
     Args:
         x: [..., N], float16, bfloat16, float32 or float64; any strides.
         weight: [N], any of these dtypes, or None for no scaling.
-        eps: added to the mean square.
+        eps: added to the mean square; None takes torch's choice, the epsilon of fp32 (of fp64 for
+            float64 inputs). eps and offset are taken as fp32.
         offset: added to the weight; Gemma stores weight - 1 and uses 1.0.
         cast: "after" rounds once, to the dtype of x, after the multiplication by the weight (torch,
             Gemma, OLMo); "before" rounds x / rms(x) first and returns the promoted dtype of x and
@@ -76,6 +77,7 @@ def rms_norm(
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
+    eps = eps_of(eps, x.dtype)
     check("rms_norm", x, {"weight": weight}, eps, offset, cast)
     if not use_kernels(x):
         return rms_norm_ref(x, weight, eps, offset=offset, cast=cast)
@@ -88,8 +90,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     Args:
         normalized_shape: N, or a sequence of that one number.
-        eps: added to the mean square; None takes torch's choice, the epsilon of fp32 (of fp64 for
-            float64).
+        eps: as in `rms_norm`; 1e-6, that of most decoders, where torch's own default is None.
         elementwise_affine: whether there is a weight.
         offset, cast: as in `rms_norm`.
     """
@@ -123,8 +124,7 @@ class RMSNorm(torch.nn.RMSNorm):
             torch.nn.init.constant_(self.weight, 1.0 - offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        eps = eps_of(self.eps, x.dtype)
-        return rms_norm(x, self.weight, eps, offset=self.offset, cast=self.cast)
+        return rms_norm(x, self.weight, self.eps, offset=self.offset, cast=self.cast)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, offset={self.offset}, cast={self.cast!r}"

@@ -176,7 +176,7 @@ def _wide_bwd(dy, ds, dx, s, w, mean, rstd, form, T, wanted, need):
             s, w, dy, mean, rstd, c1, c2, *strides[:2], N, T, offset or None, **means,
         )  # fmt: skip
     launch(
-        _wide_bwd_kernel, (blocks, M // T * P),
+        _wide_bwd_kernel, (blocks * (M // T) * P,),
         s, w, dy, ds, dx, mean, rstd, c1, c2, sums, *strides, N, T, P, offset or None,
         CAST=cast, DW=need[1], DB=need[2], **config,
     )  # fmt: skip

@@ -267,8 +267,11 @@ def _wide_bwd_kernel(
     CAST: tl.constexpr, DW: tl.constexpr, DB: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    group, p = tl.program_id(1) // P, tl.program_id(1) % P
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    blocks = tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0) // blocks
+    group, p = program // P, program % P
+    first = tl.program_id(0) % blocks * BLOCK_N
+    cols = first + tl.arange(0, BLOCK_N)[None, :]
     w = _load_weight(W, group.to(tl.int64) * N + cols, cols < N, offset, RSTD.dtype.element_ty, "")
     dw = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
     db = tl.zeros((BLOCK_M, BLOCK_N), dtype=RSTD.dtype.element_ty)
@@ -292,5 +295,5 @@ def _wide_bwd_kernel(
         if DB:
             db += dy
 
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _store_sums(dw, db, SUMS, tl.program_id(1), tl.num_programs(1), cols, N, DW, DB)
+    cols = first + tl.arange(0, BLOCK_N)
+    _store_sums(dw, db, SUMS, program, tl.num_programs(0) // blocks, cols, N, DW, DB)

@@ -16,7 +16,7 @@ __all__ = [
     "F_DIVERGENCES", "alpha_divergence", "forward_kl", "js_divergence", "reverse_kl",
 ]  # fmt: skip
 
-# exp of more overflows in fp32
+# exp of more overflows in fp32, and its gradient is NaN where it is multiplied by 0
 LARGEST = 80.0
 
 

@@ -192,7 +192,8 @@ def per_sequence(name: str, counts: Tensor, **given: Tensor | None) -> dict[str,
                 f"{tuple(counts.shape)} on {counts.device}"
             )
         else:
-            found[what] = t.detach().reshape(-1, 1)
+            # whatever it is where no token counts
+            found[what] = t.detach().reshape(-1, 1).where(counts.any(-1, keepdim=True), 0.0)
     return found
 
 

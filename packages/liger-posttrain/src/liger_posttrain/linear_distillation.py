@@ -108,7 +108,9 @@ class LinearDistillationLoss(LinearLoss):
         labels = self.labels(input, linear_weight, target, mask)
         listed = {"target_log_probs": target_log_probs, "target_ids": target_ids}
         head = {"teacher_input": ref_input, "teacher_weight": ref_weight}
-        takes, other = (listed, head) if self.loss_type == "top_k" else (head, listed)
+        takes, other = head, listed
+        if self.loss_type == "top_k":
+            takes, other = listed, {**head, "teacher_bias": ref_bias}
         if any(t is None for t in takes.values()) or any(t is not None for t in other.values()):
             needs = " and ".join(takes).replace("teacher", "ref")
             raise ValueError(f"{self.name}: loss_type {self.loss_type!r} takes {needs}, no other")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .f_divergence import LARGEST
 from .importance import LEVELS, high_entropy_mask, off_policy_mask
 from .kl import KL_ESTIMATORS, bias_corrected
 from .linear import mean, mean_where
@@ -58,7 +59,8 @@ class PolicyObjective:
         log_probs = stats.log_probs
         old = log_probs.detach() if old_log_probs is None else old_log_probs
         log_ratio = log_probs - old
-        ratio = LEVELS[self.level](log_ratio, mask).exp()
+        # an infinite ratio would make a gradient of 0 NaN where it is clipped
+        ratio = LEVELS[self.level](log_ratio, mask).clamp(max=LARGEST).exp()
         given = {
             "ratio": ratio, "log_ratio": log_ratio, "log_probs": log_probs, "mask": mask,
             "advantages": advantages, "importance_sampling_ratio": importance_sampling_ratio,

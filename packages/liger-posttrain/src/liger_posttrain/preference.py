@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .f_divergence import LARGEST
 from .options import Formula
 
 __all__ = [
@@ -144,7 +145,7 @@ def discopop(
     """
     z = beta * (chosen - rejected)
     m = torch.sigmoid(z / discopop_tau)
-    return -F.logsigmoid(z) * (1.0 - m) + torch.exp(-z) * m
+    return -F.logsigmoid(z) * (1.0 - m) + (-z).clamp(max=LARGEST).exp() * m
 
 
 def simpo(

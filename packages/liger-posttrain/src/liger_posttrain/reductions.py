@@ -61,11 +61,13 @@ def token_weights(
     weights = (mask != 0).float()
     if by_length:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
+    if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
+        raise ValueError(f"token_weights: normalizer {tuple(normalizer.shape)} must be one number")
     if normalizer is not None:
-        return weights / normalizer
+        return weights / (normalizer.reshape(()) if isinstance(normalizer, Tensor) else normalizer)
     if divisor == "given":
         raise ValueError(f"token_weights: reduction {reduction!r} needs a normalizer")
     if divisor == "tokens":
         return weights / weights.sum().clamp(min=1.0)
-    budget = (T if max_completion_length is None else max_completion_length) * (divisor == "budget")
-    return weights / max(B * (budget or 1), 1)
+    budget = T if max_completion_length is None else max_completion_length
+    return weights / max(B * budget if divisor == "budget" else B, 1)

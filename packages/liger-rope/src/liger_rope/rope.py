@@ -102,7 +102,7 @@ def rope(
         k: likewise with HK heads, or None.
         cos, sin: [B or 1, T, R] or [T, R], R even and at most D; any of these dtypes, no gradient.
         unsqueeze_dim: as in transformers, where cos gets the dimension of the heads to fit q: for
-            cos [B, T, R] 1 or 2, for cos [T, R] and q [T, HQ, D] or [B, T, HQ, D] 1.
+            cos [B, T, R] 1 or 2, for cos [T, R] 1 if q is [.., T, HQ, D] and 0 if [.., HQ, T, D].
         position_ids: [B or 1, T] or [T], int32 or int64: token t has row position_ids[.., t] of
             cos and sin, which are [N, R] then. Where there is no such row, the result is NaN.
         layout: a pair are elements i and i + R / 2 ("half") or 2 i and 2 i + 1 ("interleaved").

@@ -11,11 +11,12 @@ where `liger_hf` found it to be the half rotation, becomes `liger_rotary_pos_emb
 import inspect
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import liger_hf
 from liger_hf.patch import NothingToReplace
+from liger_hf.replaced import Patch
+from liger_hf.reporting import Row
 from torch import nn
 
 from .loss import use_liger_cross_entropy
@@ -37,6 +38,7 @@ FLAGS = {
     "mlp": ("swiglu", "geglu", "relu_squared"),
     "moe": ("swiglu", "geglu"),
     "rope": ("rope",),
+    "mask": ("rope",),
     "loss": ("fused_linear_cross_entropy",),
 }
 # what is installed -> the name that a layer shows
@@ -82,14 +84,24 @@ def _patch_instance(model: nn.Module, flags: dict[str, bool]) -> None:
         if row.op == "liger_rope.rope" and row.form == "rope half":
             _replace_rotary(module)
         elif row.op in ("liger_activations.glu", "liger_activations.glu_linear"):
-            _show_as(module, "LigerGEGLUMLP" if "gelu" in row.form else "LigerSwiGLUMLP")
+            _Name(
+                module, row, "LigerGEGLUMLP" if "gelu" in row.form else "LigerSwiGLUMLP"
+            ).install()
         elif row.op in NAMES:
-            _show_as(module, NAMES[row.op])
+            _Name(module, row, NAMES[row.op]).install()
 
 
-def _show_as(module: Any, name: str) -> None:
-    # a partial, unlike a lambda, can be pickled with its module
-    module._get_name = partial(str, name)
+class _Name(Patch):
+    """The name that a layer shows."""
+
+    __slots__ = ("shown",)
+
+    def __init__(self, module: nn.Module, row: Row, shown: str):
+        super().__init__(module, row, "_get_name")
+        self.shown = shown
+
+    def __call__(self) -> str:
+        return self.shown if self.active else self.inner()
 
 
 def _replace_rotary(attention: nn.Module) -> None:

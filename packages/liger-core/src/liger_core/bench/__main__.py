@@ -67,6 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
     families = [name.removeprefix("liger-") for name in arguments.families] or _families(
         arguments.root
     )
+    if not families:
+        raise ValueError(f"no packages/liger-*/benchmarks/bench.py under {arguments.root}")
     if len(families) > 1:
         return _run_each(families, out, arguments)
     path = run_family(

@@ -140,13 +140,12 @@ def _on_views(op: Callable[..., Any]) -> Callable[..., Any]:
 
 def _try(case: Case, peer: Peer, row: Row, limit: int) -> dict[str, Any] | None:
     """Results of one implementation, its error as text, or None where it is not installed."""
+    # asked of the distribution: another may have its import name
+    if peer.name != OURS and _absent(peer.package):
+        return None
     try:
         with deadline(limit):
             return measure(case, peer.load(), peer.prepare, peer.inplace, row.graph and peer.graph)
-    except ModuleNotFoundError as error:
-        if peer.name != OURS and _absent(peer.package):
-            return None
-        return {"failed": first_line(error)}
     # whatever a peer raises is its result: the run goes on
     except Exception as error:
         return {"failed": first_line(error)}

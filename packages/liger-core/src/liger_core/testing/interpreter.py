@@ -31,6 +31,8 @@ from .elementwise import repair_elementwise
 
 __all__ = ["KernelFault", "install", "interpreting", "program_order"]
 
+# programs that CUDA launches in the second and third dimension of a grid
+_MOST_BEYOND_FIRST = 65_535
 _state = {"installed": False, "rng": np.random.default_rng(0)}
 
 
@@ -168,6 +170,8 @@ def _execute(
     interpreter: Any, kernel: Any, arguments: dict[str, Any], grid: tuple[int, ...]
 ) -> None:
     name, body = kernel.fn.__name__, kernel.rewrite()
+    if max(grid[1:]) > _MOST_BEYOND_FIRST:
+        raise KernelFault(f"{name}: CUDA does not launch a grid {grid}")
     monitor = Monitor(arguments)
     constants = launches.constexpr_names(kernel)
     values = {
