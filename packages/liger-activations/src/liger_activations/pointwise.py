@@ -124,7 +124,9 @@ def flat_rows(y: Tensor, *tensors: Tensor | None) -> tuple[int, int, list[Any], 
     long row where all are contiguous, so that no tile is cut short. Those stay as they are, since a
     kernel asks for no shape and a view costs time.
     """
-    if all(t is None or t.is_contiguous() for t in tensors):
+    # no generator, in which torch 2.14 cannot trace this question
+    contiguous = [t is None or t.is_contiguous() for t in tensors]
+    if all(contiguous):
         return 1, y.numel(), list(tensors), [0 if t is None else t.numel() for t in tensors]
     M, N = as_rows(y).shape
     rows = [t if t is None else as_rows(t) for t in tensors]

@@ -116,8 +116,8 @@ def _settled(outputs: Any) -> Any:
     if type(outputs) is tuple:
         return tuple(_real(value) for value in outputs)
     logits = getattr(outputs, "logits", None)
-    if isinstance(logits, DeferredLogits):
-        outputs.logits = _real(logits)
+    if isinstance(logits, DeferredLogits) and not logits.used:
+        outputs.logits = logits.materialize()
     return outputs
 
 
