@@ -44,8 +44,9 @@ def mean_scale(
 
 def is_static(x: Tensor) -> bool:
     """Whether nothing can be read from the device: in a graph, traced or captured, or of meta."""
-    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    return torch.compiler.is_compiling() or x.is_meta or capturing
+    if torch.compiler.is_compiling() or x.is_meta:
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_head(name: str, input: Tensor, W: Tensor, target: Tensor, b: Tensor | None) -> None:
