@@ -1,10 +1,13 @@
 """Rotary functions: which are recognised, and what is said of the others."""
 
 import liger_hf
+import liger_rope
 import pytest
 import torch
 from families import build, only_row, tokens
+from liger_hf.rotations import recognise
 from torch import nn
+from transformers.models.llama import modeling_llama
 
 
 def attention(rotation, parameters="q, k, cos, sin, unsqueeze_dim=1"):
@@ -49,7 +52,7 @@ def test_unknown_rotations_are_refused():
 
     row = only_row(attention(scaled), "rope")
     assert "apply_rotary is none of the rotations; closest is rope half, relative" in row.reason
-    row = only_row(attention(scaled, "q, k, cos, sin, offset=1"), "rope")
+    row = only_row(attention(scaled, "q, k, cos, sin, offset"), "rope")
     assert row.reason == "apply_rotary takes (q, k, cos, sin, offset)"
 
 
@@ -80,3 +83,28 @@ def test_global_replaced_between_two_applies_is_the_one_that_runs(monkeypatch):
     again = build("llama", attn_implementation="eager").eval()
     liger_hf.apply(again)
     torch.testing.assert_close(run(again), before)
+
+
+def test_more_than_a_rotation_does():
+    """Angles that are learnt, and options without a role: the model's own function does all."""
+    calls = []
+
+    def rotate(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, negate=False):
+        calls.append(negate)
+        sign = -1.0 if negate else 1.0
+        rotated = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)
+        return tuple(sign * y for y in rotated)
+
+    words, rotation, _ = recognise("rotate", rotate)
+    assert words == "rope half"
+    run = rotation.bind(liger_rope.rope, rotate)
+    q, k, cos, sin = (torch.randn(2, 3, 5, 8), torch.randn(2, 1, 5, 8), *torch.randn(2, 2, 5, 8))
+    calls.clear()
+    expected = run(q, k, cos, sin)
+    assert not calls
+    for y, right in zip(run(q, k, cos, sin, negate=True), expected, strict=True):
+        torch.testing.assert_close(y, -right)
+    run(q, k, cos, sin, None, 1, True)
+    assert calls == [True, True]
+    run(q, k, cos.requires_grad_(), sin)[0].sum().backward()
+    assert cos.grad.any()

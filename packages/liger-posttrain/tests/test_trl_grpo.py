@@ -20,7 +20,8 @@ CASES = {
     "dapo": ({}, CLIP),
     "luspo": ({"importance_sampling_level": "sequence"}, CLIP),
     "cispo": ({}, {"epsilon_high": 0.3}),
-    "sapo": ({}, {}),
+    # TRL has it in fp32
+    "sapo": ({"sapo_temperature_neg": 1.0625}, {"tau_neg": 1.0625}),
     "vespo": ({}, {}),
 }
 VARIANTS = {

@@ -18,8 +18,8 @@ __all__ = ["ROPE"]
 
 # one for all layers that turn alike, whose copies are told apart by it
 @functools.cache
-def _bound(rotation: Rotation, op: Any) -> Callable[..., Any]:
-    return rotation.bind(op)
+def _bound(rotation: Rotation, op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    return rotation.bind(op, function)
 
 
 class RotaryPatch(Rebound):
@@ -42,7 +42,10 @@ class RotaryPatch(Rebound):
 def _rebound(
     forward: Callable[..., Any], rotations: tuple[tuple[str, Rotation], ...]
 ) -> types.FunctionType:
-    return rebound(forward, {name: _bound(r, load(PACKAGE, r.form.op)) for name, r in rotations})
+    names = inspect.unwrap(forward).__globals__
+    return rebound(forward, {
+        name: _bound(r, load(PACKAGE, r.form.op), names[name]) for name, r in rotations
+    })  # fmt: skip
 
 
 def _rotations(module: nn.Module) -> dict[str, Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -56,24 +57,30 @@ FORMS = (
 
 
 class Rotation(NamedTuple):
-    """How to stand in for one rotation: its form, its parameters, its default of unsqueeze_dim and
-    whether it returns a tensor, not a pair, where there is no k.
+    """How to stand in for one rotation: its form, its first parameters, its default of
+    unsqueeze_dim and whether it returns a tensor, not a pair, where there is no k.
     """
 
     form: Form
     names: tuple[str, ...]
     alone: bool
 
-    def bind(self, op: Any) -> Callable[..., Any]:
+    def bind(self, op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What calls the op in place of `function`, or that where the op does not do all of it."""
         options = dict(self.form.options)
         form, names, alone = self.form, self.names, self.alone
 
         def rotation(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > len(names) or not kwargs.keys() <= ROLES.keys():
+                return function(*args, **kwargs)
             given: dict[str, Any] = {
                 ROLES[name]: value for name, value in zip(names, args, strict=False)
             }
             given.update({ROLES[name]: value for name, value in kwargs.items()})
             tables = [given[name] for name in ("cos", "sin", "freqs") if name in given]
+            # of angles that are learnt
+            if any(table.requires_grad for table in tables):
+                return function(*args, **kwargs)
             if form.half:
                 tables = [table[..., : table.shape[-1] // 2] for table in tables]
             dim = given.get("unsqueeze_dim", form.dim)
@@ -88,11 +95,13 @@ class Rotation(NamedTuple):
 def recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation | None, float]:
     """A form's words with the rotation that agrees, or the reason why none does; the difference."""
     parameters = inspect.signature(function).parameters
-    names, tried = tuple(parameters), []
-    unknown = [n for n in names if n not in ROLES]
-    roles = {ROLES[n] for n in names if n in ROLES}
+    names, tried = tuple(takewhile(ROLES.__contains__, parameters)), []
+    # of a call that gives more, the function does all
+    more = [p for p in parameters.values() if p.name not in names]
+    unknown = [p for p in more if p.name in ROLES or p.default is p.empty]
+    roles = {ROLES[n] for n in names}
     if unknown or "q" not in roles or not ({"cos", "sin"} <= roles or "freqs" in roles):
-        return f"{name} takes ({', '.join(names)})", None, float("inf")
+        return f"{name} takes ({', '.join(parameters)})", None, float("inf")
     cases = list(_cases(function, names))
     for form in FORMS:
         if ("freqs" in roles) != (form.op == "complex_rope") or not cases:
@@ -101,7 +110,7 @@ def recognise(name: str, function: Callable[..., Any]) -> tuple[str, Rotation | 
         for dim in dims:
             for alone in (False, True):
                 rotation = Rotation(form._replace(dim=dim), names, alone)
-                ratio, gap = _gap(rotation, cases)
+                ratio, gap = _gap(rotation, function, cases)
                 if ratio <= 1.0:
                     return form.words, rotation, gap
                 tried.append((ratio, gap, form.words))
@@ -155,9 +164,11 @@ def _several(results: Any) -> tuple[Any, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-def _gap(rotation: Rotation, cases: list[_Case]) -> tuple[float, float]:
+def _gap(
+    rotation: Rotation, function: Callable[..., Any], cases: list[_Case]
+) -> tuple[float, float]:
     """The largest difference: in tolerances of its dtype, and as it is."""
-    worst, run = (0.0, 0.0), rotation.bind(load(PACKAGE, rotation.form.op))
+    worst, run = (0.0, 0.0), rotation.bind(load(PACKAGE, rotation.form.op), function)
     for case in cases:
         try:
             actual = run(**case.arguments)

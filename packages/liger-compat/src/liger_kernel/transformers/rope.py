@@ -1,7 +1,5 @@
 """Rotary embeddings, in place of functions of the modeling files."""
 
-import inspect
-
 import liger_rope
 from torch import Tensor
 
@@ -18,12 +16,6 @@ def liger_rotary_pos_emb(
     # where older releases have position_ids, transformers 5 has unsqueeze_dim
     dim = position_ids if isinstance(position_ids, int) else unsqueeze_dim
     return _rope(q, k, cos, sin, None, dim, rotary_dim)
-
-
-# Seen as the function whose place it takes in a modeling file: so `liger_hf` recognises it there,
-# in models that are patched later.
-_parameters = list(inspect.signature(liger_rotary_pos_emb).parameters.values())[:-1]
-liger_rotary_pos_emb.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 
 
 def liger_rotary_pos_emb_gpt_oss(
