@@ -249,7 +249,7 @@ def test_tables_fill_readme_and_report(tree):
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| `double` 64x64 | **0.500 ms** | 2.00 ms |  | eager 2.00 ms | 10 / 40 | 3 |" in text
+    assert "| `double` 64x64 | **0.500 ms** | 2.00 ms |  | eager 2.00 ms | 10 / 40 |" in text
     assert "2.00 TB/s, 50%" in docs.read_text()
     assert "E: a / b" in docs.read_text()
     assert "## cpu" not in docs.read_text()
