@@ -1,6 +1,7 @@
 """Every package looks like every other one; a difference is a bug."""
 
 import ast
+import importlib
 import re
 
 import pytest
@@ -93,3 +94,10 @@ def test_type_checkers_see_the_lazy_exports(package: str) -> None:
             table = ast.literal_eval(node.args[1])
             lazy = {module: tuple(sorted(names)) for module, names in table.items()}
     assert static == lazy
+
+
+@pytest.mark.parametrize("package", [p for p in PROJECTS if p not in STANDS_IN])
+def test_readme_names_what_is_public(package: str) -> None:
+    text = (folder(package) / "README.md").read_text()
+    public = importlib.import_module(import_name(package)).__all__
+    assert not [name for name in public if not re.search(rf"\b{name}\b", text)]

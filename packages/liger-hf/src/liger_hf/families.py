@@ -138,7 +138,8 @@ def function(name: str) -> Callable[..., Any]:
             made.__name__ = made.__qualname__ = name
             return made
     raise AttributeError(
-        f"{name}: transformers has no such type of text or image-text-to-text model"
+        f"{name}: transformers has no such type of text or image-text-to-text model; "
+        "liger_hf.apply patches any instance"
     )
 
 

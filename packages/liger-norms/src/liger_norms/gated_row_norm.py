@@ -17,6 +17,8 @@ from liger_core.lang import tl, triton
 from liger_core.launch import launch
 from torch import Tensor
 
+from .row_norm_kernels import _rounded
+
 __all__ = ["GatedRowNormFunction", "gated_row_norm_bwd", "gated_row_norm_fwd"]
 
 # columns of a group, whether the norm comes first, activation, cast
@@ -78,13 +80,6 @@ def _scaled(uhat, w, X, W, NORM_FIRST: tl.constexpr, CAST: tl.constexpr):
     # the product of two numbers of one dtype has that dtype, of two dtypes it is fp32
     if NORM_FIRST and W is not None and W.dtype.element_ty == X.dtype.element_ty:
         uhat = _rounded(uhat, X, CAST)
-    return uhat
-
-
-@triton.jit
-def _rounded(uhat, X, CAST: tl.constexpr):
-    if CAST == "before":
-        uhat = uhat.to(X.dtype.element_ty).to(uhat.dtype)
     return uhat
 
 

@@ -190,6 +190,9 @@ class ModulatedRMSNorm(RMSNorm):
         eps = eps_of(self.eps, x.dtype)
         return modulated_rms_norm(x, scale, shift, self.weight, eps)
 
+    # without the options that this norm does not have
+    extra_repr = torch.nn.RMSNorm.extra_repr
+
 
 class ModulatedLayerNorm(LayerNorm):
     """`modulated_layer_norm` with the parameters of `torch.nn.LayerNorm`; called with x, scale,
@@ -209,3 +212,5 @@ class ModulatedLayerNorm(LayerNorm):
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return modulated_layer_norm(x, scale, shift, self.weight, self.bias, self.eps)
+
+    extra_repr = torch.nn.LayerNorm.extra_repr

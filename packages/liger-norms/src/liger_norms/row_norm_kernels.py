@@ -3,6 +3,7 @@
 from liger_core.lang import tl, triton
 
 __all__ = [
+    "_rounded",
     "_row_norm_bwd_kernel",
     "_row_norm_fwd_kernel",
     "_wide_bwd_kernel",
