@@ -78,6 +78,15 @@ def test_other_positions_are_looked_at():
         liger_hf.apply(model, **ONLY_MASK)
 
 
+def test_body_that_gets_itself_once_more():
+    """As accelerate's unwrap_model leaves it."""
+    body = build("llama", use_cache=False).model
+    expected = body(tokens())[0]
+    liger_hf.apply(body, **ONLY_MASK)
+    assert torch.equal(body.forward(body, tokens())[0], expected)
+    assert torch.equal(body.eval().forward(body, tokens())[0], body(tokens())[0])
+
+
 def test_flag():
     model = build("llama")
     liger_hf.apply(model, mask=False)

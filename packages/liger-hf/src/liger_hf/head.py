@@ -83,8 +83,7 @@ class ModelPatch(ModelForward):
         self.contract: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
-        # accelerate's unwrap_model binds the innermost forward it finds to the model once more
-        args = args[1:] if args and args[0] is self.module else args
+        args = self.given(args)
         if not self.active:
             return self.inner(*args, **kwargs)
         if self.contract is not None and kwargs.pop("fused_lm_head", False):

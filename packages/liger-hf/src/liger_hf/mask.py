@@ -43,6 +43,7 @@ class MaskPatch(Rebound, ModelForward):
         return rebound(forward, {name: _blind(f) for name, f in _masks(self.module).items()})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args = self.given(args)
         counts = kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None
         # positional arguments after the tokens may be a mask and positions
         if not (self.active and self.module.training and counts and len(args) < 2):

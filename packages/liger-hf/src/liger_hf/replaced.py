@@ -108,6 +108,12 @@ class ModelForward(Patch):
         """An object, as methods have no `__wrapped__` of their own."""
         return self
 
+    def given(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Without the model: accelerate's unwrap_model binds the innermost forward that it finds to
+        it once more.
+        """
+        return args[1:] if args and args[0] is self.module else args
+
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         """For `inspect.signature`: Trainer and generate() read the inputs of a model's forward."""
