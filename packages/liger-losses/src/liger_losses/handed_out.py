@@ -30,8 +30,7 @@ def hand_out(ctx: Any, name: str, g: Tensor) -> tuple[Any, ...]:
     g = g if scale is None else g * scale
     # a graph that is being traced must not write; in eager mode nobody else has these buffers
     return cast_to_inputs(ctx, [
-        t if t is None else scale_(t, g) if type(t) is Tensor else (t.to(g.dtype) * g).to(t.dtype)
-        for t in grads
+        t if t is None else scale_(t, g) if type(t) is Tensor else t * g.to(t.dtype) for t in grads
     ])  # fmt: skip
 
 
