@@ -281,3 +281,12 @@ def test_loss_without_statistics(dtype):
     loss.backward()
     assert not x.grad.any()
     assert not W.grad.any()
+
+
+def test_meta_tensors_have_shapes_and_no_values():
+    x = torch.empty(6, 8, device="meta", requires_grad=True)
+    W = torch.empty(30, 8, device="meta", requires_grad=True)
+    target = torch.empty(6, dtype=torch.int64, device="meta")
+    loss, _ = linear_loss(lambda stats: (-stats.log_probs, ()), x, W, target)
+    loss.backward()
+    assert (loss.shape, x.grad.shape, W.grad.shape) == ((), x.shape, W.shape)

@@ -45,7 +45,7 @@ def _terms_torch(x: Tensor, p: Tensor, how: Divergence) -> tuple[Tensor, Tensor,
     beta = how.beta
     d = (v - u).masked_fill_(u == v, 0.0)
     # log of m over the larger of p and q
-    smaller = torch.where(d > 0, d.new_tensor(1.0 - beta), beta)
+    smaller = torch.where(d > 0, d.new_full((), 1.0 - beta), beta)
     log_m = torch.log1p(smaller * torch.expm1(-d.abs()))
     student = (q * (-d.clamp(min=0.0) - log_m)).masked_fill_(q == 0, 0.0).mul_(1.0 - beta)
     teacher = (p * (d.clamp(max=0.0) - log_m)).masked_fill_(p == 0, 0.0).mul_(beta)

@@ -105,7 +105,7 @@ class LinearKTOLoss(LinearLoss):
         scores = logps if ref_logps is None else logps - ref_logps
         given = {"scores": scores, "desirable": desirable, "baseline": baseline}
         losses = self.formula(given, {"beta": self.beta})
-        weight = losses.new_tensor(self.desirable_weight)
+        weight = losses.new_full((), self.desirable_weight)
         weights = torch.where(desirable, weight, self.undesirable_weight)
         losses = (losses * weights).where(mask.any(-1), 0.0) / normalizer
         return losses, {"logps": logps, "rewards": self.beta * scores}

@@ -76,7 +76,7 @@ def sapo(
 
     Source: SAPO, arXiv:2511.20347.
     """
-    tau = torch.where(advantages > 0, ratio.new_tensor(tau_pos), tau_neg)
+    tau = torch.where(advantages > 0, ratio.new_full((), tau_pos), tau_neg)
     return -torch.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau * advantages
 
 
@@ -100,8 +100,8 @@ def vespo_weight(
                 correction = (correction * mask).sum(-1, keepdim=True)
             log_w = log_w + correction
         log_w = log_w.clamp(floor, 20.0)
-        k = torch.where(advantages >= 0, log_w.new_tensor(k_pos), k_neg)
-        decay = torch.where(advantages >= 0, log_w.new_tensor(lambda_pos), lambda_neg)
+        k = torch.where(advantages >= 0, log_w.new_full((), k_pos), k_neg)
+        decay = torch.where(advantages >= 0, log_w.new_full((), lambda_pos), lambda_neg)
         decay = decay.clamp(min=1e-4)
         phi = (decay + k * log_w - decay * log_w.exp()).exp()
         return phi.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
